@@ -1,0 +1,98 @@
+"""What can run beside pruning, and what is refused, with the reason."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.callbacks import (
+    ModelPruning,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
+from torch.utils.data import SequentialSampler
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from lightning.pytorch import Trainer
+
+_AVERAGING = (
+    "its averages mix the weights of several rounds and carry pruned weights back. "
+    "Remove it, or average in a training of its own: FixedMasks with the finished ticket"
+)
+_FLATTENED = (
+    "it trains flattened copies of the parameters, in which a parameter and its mask cannot be "
+    "found again. Use DDP, or ModelParallelStrategy (FSDP2)"
+)
+_REFUSED_CALLBACKS: dict[type[Callback], str] = {
+    ModelPruning: "it prunes the same weights by other rules. Use one of the two",
+    StochasticWeightAveraging: _AVERAGING,
+    WeightAveraging: _AVERAGING,
+}
+_GRADIENT_HOOKS = (
+    "on_after_backward",
+    "on_before_optimizer_step",
+    "configure_gradient_clipping",
+    "optimizer_step",
+)
+
+
+def refuse_incompatible(trainer: Trainer, callback: Callback, own_types: tuple[type, ...]) -> None:
+    """Raise where a strategy or another callback would break the masks.
+
+    Raises:
+        ValueError: With the reason and what to do instead.
+    """
+    name = type(callback).__name__
+    if isinstance(trainer.strategy, (DeepSpeedStrategy, FSDPStrategy)):
+        raise ValueError(
+            f"{name} cannot work with {type(trainer.strategy).__name__}: {_FLATTENED}."
+        )
+    refused = _REFUSED_CALLBACKS | {
+        own: "two callbacks would hold two masks on the same weights. Use one of the two"
+        for own in own_types
+    }
+    for other in trainer.callbacks:  # type: ignore[attr-defined]
+        for refused_type, reason in refused.items():
+            if other is not callback and isinstance(other, refused_type):
+                raise ValueError(f"{name} cannot work beside {type(other).__name__}: {reason}.")
+
+
+def touches_gradients(trainer: Trainer, module: LightningModule) -> bool:
+    """Whether code of the user may change gradients between the backward pass and the step."""
+    if not module.automatic_optimization:
+        return True
+    users: Iterable[tuple[object, type]] = [
+        (module, LightningModule),
+        *((callback, Callback) for callback in trainer.callbacks),  # type: ignore[attr-defined]
+    ]
+    return any(
+        getattr(getattr(user, hook, None), "__func__", None) is not getattr(base, hook, None)
+        for user, base in users
+        for hook in _GRADIENT_HOOKS
+        if hasattr(base, hook)
+    )
+
+
+def check_order_repeats(loaders: Iterable[Any]) -> None:
+    """Refuse data whose order cannot be repeated.
+
+    Raises:
+        ValueError: If a loader shuffles by a sampler without ``set_epoch``, or has no sampler.
+    """
+    for loader in loaders:
+        sampler = getattr(loader, "sampler", None)
+        batch_sampler = getattr(loader, "batch_sampler", None)
+        candidates = (sampler, batch_sampler, getattr(batch_sampler, "sampler", None))
+        if any(hasattr(candidate, "set_epoch") for candidate in candidates):
+            continue
+        if type(getattr(batch_sampler, "sampler", sampler)) is SequentialSampler:
+            continue
+        raise ValueError(
+            "`repeat_data_order=True` needs a sampler with `set_epoch`, or an unshuffled loader, "
+            f"got {type(loader).__name__} with {type(sampler).__name__}. For one process: "
+            "DataLoader(..., sampler=torch.utils.data.DistributedSampler"
+            "(dataset, num_replicas=1, rank=0, seed=0))."
+        )

@@ -1,0 +1,40 @@
+"""What the callbacks send to the loggers, whichever they are; figures to TensorBoard."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from lightning_lth.callbacks._trainer import logging_step
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+    from lightning_lth.pruning.history import History
+    from lightning_lth.pruning.masks import Masks
+
+
+def log_densities(trainer: Trainer, round_: int, masks: Masks) -> None:
+    """Send the round, the density and the densities of all layers to every logger."""
+    densities = masks.densities()
+    metrics = {"pruning/round": float(round_), "pruning/density": masks.density}
+    metrics |= {f"pruning/density/{name}": density for name, density in densities.items()}
+    for logger in trainer.loggers:
+        logger.log_metrics(metrics, step=logging_step(trainer))
+
+
+@rank_zero_only
+def add_figures(trainer: Trainer, history: History) -> None:
+    """Draw the rounds so far into TensorBoard; nothing where matplotlib is not installed."""
+    writers = [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+    if not writers or find_spec("matplotlib") is None:
+        return
+    from lightning_lth.pruning import figures
+
+    for writer in writers:
+        writer.add_figure("pruning/densities", figures.layer_densities(history), logging_step(trainer))
+        if any(record.best_value is not None for record in history):
+            writer.add_figure("pruning/best", figures.best_value(history), logging_step(trainer))

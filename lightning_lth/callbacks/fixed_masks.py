@@ -1,0 +1,82 @@
+"""Trains a sparse network with masks that stay as they are, e.g. a ticket or a control."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, final
+
+from lightning.pytorch import Callback
+from typing_extensions import override
+
+from lightning_lth.callbacks import _compatibility
+from lightning_lth.pruning.masking import MaskKeeper
+from lightning_lth.pruning.masks import Masks
+from lightning_lth.pruning.rewind import named_parameters
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+
+
+@final
+class FixedMasks(Callback):
+    """Hold pruned weights at exactly zero during an ordinary training.
+
+    Args:
+        masks: For parameters of the module, by name; the other parameters train unmasked.
+
+    Raises:
+        TypeError: If ``masks`` is not a :class:`~lightning_lth.Masks`.
+
+    Example:
+        Train a ticket of another run::
+
+            ticket = Ticket.load("tickets/round_05.safetensors")
+            ticket.apply_(module)
+            Trainer(max_epochs=10, callbacks=[FixedMasks(ticket.masks)]).fit(module)
+    """
+
+    def __init__(self, masks: Masks) -> None:
+        if not isinstance(masks, Masks):
+            raise TypeError(f"`masks` must be Masks, got {type(masks).__name__}.")
+        self.masks = masks
+        self._keeper: MaskKeeper | None = None
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse what cannot work."""
+        if stage == "fit":
+            _compatibility.refuse_incompatible(trainer, self, (FixedMasks,))
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prune, before the sanity check looks at the weights."""
+        parameters = named_parameters(pl_module)
+        self.masks.check_matches(parameters)
+        self._keeper = MaskKeeper(
+            {name: parameters[name] for name in self.masks},
+            trainer.optimizers,
+            project=_compatibility.touches_gradients(trainer, pl_module),
+        )
+        self._keeper.hold_(self.masks)
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prune again: the optimizer state of a checkpoint has come since."""
+        assert self._keeper is not None
+        self._keeper.hold_(self.masks)
+
+    @override
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Take every hook away; Lightning does not call ``teardown`` then."""
+        self._release()
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Take every hook away."""
+        self._release()
+
+    def _release(self) -> None:
+        if self._keeper is not None:
+            self._keeper.release()
+            self._keeper = None

@@ -1,0 +1,1 @@
+"""Masks, scores, selection, rewinding and tickets. Imports torch, never Lightning."""

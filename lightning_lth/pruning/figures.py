@@ -1,0 +1,82 @@
+"""Figures of a history, in the form of the papers; needs ``lightning-lth[plots]``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from lightning_lth.pruning.history import History
+
+
+def against_density(
+    curves: Mapping[str, Sequence[tuple[float, float]]], *, ylabel: str, title: str = ""
+) -> Figure:
+    """Curves over the share of weights remaining: logarithmic, from dense on the left to sparse.
+
+    Args:
+        curves: Label to points, each a density in (0, 1] and a value.
+        ylabel: What the values are.
+        title: Above the figure.
+
+    Returns:
+        A figure that pyplot does not know of; ``figure.savefig(path)`` writes it.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+
+    Source:
+        Frankle & Carbin 2019, arXiv:1803.03635: figure 4 and its kin.
+    """
+    figure, axes = _new_figure(title)
+    for label, points in curves.items():
+        densities, values = zip(*points, strict=True)
+        axes.plot([100 * density for density in densities], values, marker="o", label=label)
+    _style_density_axis(axes, ylabel)
+    return figure
+
+
+def best_value(history: History) -> Figure:
+    """Best monitored value of every round against the share of weights remaining."""
+    points = [(r.density, r.best_value) for r in history if r.best_value is not None]
+    monitor = next(r.monitor for r in history if r.monitor is not None)
+    return against_density({monitor: points}, ylabel=f"best {monitor} of the round")
+
+
+def layer_densities(history: History) -> Figure:
+    """Share of surviving weights by layer and round."""
+    figure, axes = _new_figure("")
+    for name in history[0].layer_densities:
+        values = [100 * record.layer_densities[name] for record in history]
+        axes.plot([record.round for record in history], values, marker="o", label=name)
+    axes.set(xlabel="round", ylabel="weights remaining in the layer (%)", yscale="symlog", ylim=(0, 110))
+    axes.legend(fontsize="small")
+    axes.grid(visible=True, alpha=0.3)
+    return figure
+
+
+def _new_figure(title: str) -> tuple[Figure, Axes]:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("Figures need matplotlib: pip install 'lightning-lth[plots]'.") from error
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axes = figure.subplots()
+    axes.set_title(title)
+    return figure, axes
+
+
+def _style_density_axis(axes: Axes, ylabel: str) -> None:
+    axes.set(xlabel="weights remaining (%)", ylabel=ylabel, xscale="log")
+    ticks = [
+        tick for tick in (100, 50, 20, 10, 5, 2, 1, 0.5, 0.2, 0.1) if tick >= axes.get_xlim()[0] * 0.9
+    ]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.invert_xaxis()
+    axes.legend()
+    axes.grid(visible=True, alpha=0.3)

@@ -1,0 +1,279 @@
+"""Rewind points: what training depends on at one step, copied, and put back later."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, final
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from torch import Tensor
+    from torch.nn import Module
+    from torch.optim import Optimizer
+
+
+class Stateful(Protocol):
+    """Anything with a state that can be taken and put back: LR schedulers, gradient scalers."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state; may hold live references."""
+        ...
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> object:
+        """Take over a state; may change the dictionary."""
+        ...
+
+
+@final
+@dataclass(frozen=True)
+class RewindPoint:
+    """A copy of everything that training depends on at one step.
+
+    Restoring it and feeding the same batches replays training bit for bit, dropout included if
+    ``rng`` was captured. Copies live on the CPU, and neither training nor restoring changes them.
+
+    Attributes:
+        weights: Parameter name to values, without the ``_orig_mod.`` of compiled modules.
+        buffers: The same for all buffers, non-persistent ones included.
+        trainable: Parameter name to ``requires_grad``.
+        optimizers: State dict of each optimizer.
+        schedulers: State dict of each LR scheduler.
+        scaler: State dict of the gradient scaler; empty without one.
+        rng: States of the random generators of Python, torch and CUDA; empty if not captured.
+
+    Example:
+        >>> layer = torch.nn.Linear(2, 1, bias=False)
+        >>> point = RewindPoint.capture(layer)
+        >>> with torch.no_grad():
+        ...     _ = layer.weight.fill_(7.0)
+        >>> point.restore_(layer)
+        >>> bool((layer.weight == 7.0).any())
+        False
+
+    Source:
+        Frankle et al. 2019, arXiv:1903.01611: section 3 (rewinding to iteration k).
+    """
+
+    weights: Mapping[str, Tensor]
+    buffers: Mapping[str, Tensor]
+    trainable: Mapping[str, bool]
+    optimizers: Sequence[dict[str, Any]] = ()
+    schedulers: Sequence[dict[str, Any]] = ()
+    scaler: Mapping[str, Any] | None = None
+    rng: Mapping[str, Any] | None = None
+
+    @classmethod
+    def capture(
+        cls,
+        module: Module,
+        optimizers: Sequence[Optimizer] = (),
+        schedulers: Sequence[Stateful] = (),
+        scaler: Stateful | None = None,
+        *,
+        rng: bool = False,
+    ) -> RewindPoint:
+        """Copy the present state; nothing is changed.
+
+        Args:
+            module: Its parameters and all of its buffers are copied.
+            optimizers: Their state dicts are copied, hyperparameters included.
+            schedulers: Likewise.
+            scaler: Likewise; anything with a state dict.
+            rng: Copy the states of the global random generators too.
+        """
+        return cls(
+            weights=_copied(named_parameters(module)),
+            buffers=_copied(_named_buffers(module)),
+            trainable={name: p.requires_grad for name, p in named_parameters(module).items()},
+            optimizers=[_copied(optimizer.state_dict()) for optimizer in optimizers],
+            schedulers=[_copied(scheduler.state_dict()) for scheduler in schedulers],
+            scaler=_copied(scaler.state_dict()) if scaler is not None else None,
+            rng=_rng_state() if rng else None,
+        )
+
+    def restore_(
+        self,
+        module: Module,
+        optimizers: Sequence[Optimizer] = (),
+        schedulers: Sequence[Stateful] = (),
+        scaler: Stateful | None = None,
+    ) -> None:
+        """Put everything back, in place: the tensors of the module stay the same objects.
+
+        Raises:
+            ValueError: If the module, or the number of optimizers or schedulers, is not the one
+                that was captured. Nothing is changed then.
+        """
+        self._check(module, optimizers, schedulers)
+        _write(self.weights, named_parameters(module))
+        _write(self.buffers, _named_buffers(module))
+        for name, parameter in named_parameters(module).items():
+            parameter.requires_grad_(self.trainable[name])
+        for optimizer, state in zip(optimizers, self.optimizers, strict=True):
+            del optimizer.param_groups[len(state["param_groups"]) :]  # added since, by unfreezing
+            optimizer.load_state_dict(copy.deepcopy(state))
+        for scheduler, scheduler_state in zip(schedulers, self.schedulers, strict=True):
+            scheduler.load_state_dict(copy.deepcopy(scheduler_state))
+        if scaler is not None and self.scaler:
+            scaler.load_state_dict(copy.deepcopy(dict(self.scaler)))
+        if self.rng is not None:
+            _restore_rng(self.rng)
+
+    def restore_schedule_(
+        self, optimizers: Sequence[Optimizer], schedulers: Sequence[Stateful]
+    ) -> None:
+        """Put back the learning rates alone: schedulers and optimizer hyperparameters.
+
+        Weights, buffers, momentum and every other optimizer state stay.
+
+        Source:
+            Renda et al. 2020, arXiv:2003.02389: section 2 (learning rate rewinding).
+        """
+        for optimizer, state in zip(optimizers, self.optimizers, strict=True):
+            for group, saved in zip(optimizer.param_groups, state["param_groups"], strict=False):
+                group.update(
+                    {key: copy.deepcopy(value) for key, value in saved.items() if key != "params"}
+                )
+        for scheduler, scheduler_state in zip(schedulers, self.schedulers, strict=True):
+            scheduler.load_state_dict(copy.deepcopy(scheduler_state))
+
+    def weights_like(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The copied weights of some parameters, each moved to its tensor's device when it is read."""
+        return _Placed(self.weights, tensors)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The point as plain dictionaries of tensors and numbers, for a checkpoint.
+
+        Shards of distributed tensors are gathered: every rank has to call it.
+        """
+        return {
+            "weights": {name: _whole(value) for name, value in self.weights.items()},
+            "buffers": {name: _whole(value) for name, value in self.buffers.items()},
+            "trainable": dict(self.trainable),
+            "optimizers": [_mapped(state, _whole) for state in self.optimizers],
+            "schedulers": list(self.schedulers),
+            "scaler": self.scaler,
+            "rng": self.rng,
+        }
+
+    @classmethod
+    def from_state_dict(cls, state_dict: Mapping[str, Any]) -> RewindPoint:
+        """The point that :meth:`state_dict` described; copies, so that the two share nothing."""
+        return cls(**_copied(dict(state_dict)))
+
+    def _check(
+        self, module: Module, optimizers: Sequence[Optimizer], schedulers: Sequence[Stateful]
+    ) -> None:
+        for kind, saved, present in (
+            ("parameters", self.weights, named_parameters(module)),
+            ("buffers", self.buffers, _named_buffers(module)),
+        ):
+            changed = sorted(
+                name
+                for name in saved.keys() | present.keys()
+                if name not in saved
+                or name not in present
+                or saved[name].shape != present[name].shape
+            )
+            if changed:
+                raise ValueError(
+                    f"The module is not the one of the rewind point: {kind} {changed} were added, "
+                    "removed or resized since. Rewind to a step at which the network is complete."
+                )
+        for kind, num_saved, num_present in (
+            ("optimizers", len(self.optimizers), len(optimizers)),
+            ("schedulers", len(self.schedulers), len(schedulers)),
+        ):
+            if num_saved != num_present:
+                raise ValueError(
+                    f"The rewind point has {num_saved} {kind}, got {num_present} to restore."
+                )
+
+
+class _Placed(Mapping[str, "Tensor"]):
+    def __init__(self, values: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> None:
+        self._values, self._targets = values, targets
+
+    def __getitem__(self, name: str) -> Tensor:
+        return _sharded_like(self._values[name], self._targets[name]).to(self._targets[name].device)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._targets)
+
+    def __len__(self) -> int:
+        return len(self._targets)
+
+
+def named_parameters(module: Module) -> dict[str, Tensor]:
+    """Parameters by name, without the ``_orig_mod.`` that compiled modules put into names."""
+    return _clean(module.named_parameters())
+
+
+def _named_buffers(module: Module) -> dict[str, Tensor]:
+    return _clean(module.named_buffers())
+
+
+def _clean(named: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    return {name.replace("_orig_mod.", ""): tensor for name, tensor in named}
+
+
+def _write(values: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, value in values.items():
+            targets[name].copy_(_sharded_like(value, targets[name]))
+
+
+def _sharded_like(value: Tensor, target: Tensor) -> Tensor:
+    if hasattr(target, "placements") and not hasattr(value, "placements"):
+        from torch.distributed.tensor import distribute_tensor
+
+        return distribute_tensor(
+            value.to(target.device), target.device_mesh, target.placements
+        )
+    return value
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def _copied(value: Any) -> Any:
+    """A copy that shares nothing with ``value``; tensors go to the CPU, shards stay where they are."""
+    return _mapped(value, lambda t: t.detach().clone() if hasattr(t, "placements") else _to_cpu(t))
+
+
+def _to_cpu(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True)
+
+
+def _mapped(value: Any, function: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return function(value)
+    if type(value) is dict:
+        return {key: _mapped(item, function) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_mapped(item, function) for item in value)
+    return copy.deepcopy(value)
+
+
+def _rng_state() -> dict[str, Any]:
+    version, internal, gauss = random.getstate()
+    return {
+        "python": [version, list(internal), gauss],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def _restore_rng(state: Mapping[str, Any]) -> None:
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])

@@ -1,0 +1,77 @@
+"""Launched by test_pruning_distributed.py in several processes: fits, and writes down what it sees.
+
+Run as ``python distributed_fits.py STRATEGY FOLDER``.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+from lightning.pytorch import seed_everything
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.utils.data import DataLoader, DistributedSampler
+
+from lightning_lth import IterativeMagnitudePruning
+from lightning_lth.pruning.masks import local_part
+from tests.callbacks.modules import Classifier, data, trainer
+
+
+class Distributed(Classifier):
+    """Remembers after every batch whether the pruned weights of this rank are zero."""
+
+    def __init__(self, *, is_sharded: bool) -> None:
+        super().__init__()
+        self.is_sharded = is_sharded
+        self.net[1] = nn.Identity()  # statistics of half batches would differ from one process
+        self.nonzero: list[int] = []
+
+    def configure_model(self) -> None:
+        if self.is_sharded:
+            fully_shard(self.net[0], mesh=self.device_mesh["data_parallel"])
+            fully_shard(self.net[3], mesh=self.device_mesh["data_parallel"])
+
+    def on_train_batch_end(self, *args: object) -> None:
+        parameters = [self.net[0].weight, self.net[3].weight]
+        self.nonzero.append(sum(int(local_part(p).count_nonzero()) for p in parameters))
+
+
+def batches(num_ranks: int, rank: int) -> DataLoader[list[Tensor]]:
+    """Unshuffled; the batches of all ranks together are those of one process."""
+    sampler: DistributedSampler[list[Tensor]] = DistributedSampler(
+        data(), num_ranks, rank, shuffle=False
+    )
+    return DataLoader(data(), batch_size=8 // num_ranks, sampler=sampler)
+
+
+def main(strategy_name: str, folder: Path) -> None:
+    """Fit 3 rounds in 2 processes, and write masks and weights of this rank to a file."""
+    warnings.filterwarnings("ignore")
+    seed_everything(0, verbose=False)
+    is_sharded = strategy_name == "fsdp2"
+    strategy = ModelParallelStrategy(2, 1) if is_sharded else DDPStrategy()
+    pruning = IterativeMagnitudePruning(2, ticket_dir=folder / "tickets")
+    fitter = trainer(
+        pruning, strategy=strategy, devices=2, max_epochs=2, use_distributed_sampler=False,
+        gradient_clip_val=None if is_sharded else 0.1,
+    )
+    module = Distributed(is_sharded=is_sharded)
+    rank = int(__import__("os").environ.get("LOCAL_RANK", "0"))
+    fitter.fit(module, batches(2, rank), batches(2, rank))
+    state = {k: v.full_tensor() if hasattr(v, "full_tensor") else v for k, v in module.state_dict().items()}
+    torch.save(state, folder / f"weights_{rank}.pt")
+    result = {
+        "masks": pruning.masks.fingerprint(),
+        "nonzero": module.nonzero,
+        "densities": [record.density for record in pruning.history],
+    }
+    (folder / f"result_{rank}.json").write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))

@@ -1,0 +1,55 @@
+"""Pruning in two real processes on the CPU, against one process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lightning_lth import IterativeMagnitudePruning, Ticket
+from tests.callbacks.distributed_fits import Distributed, batches
+from tests.callbacks.modules import assert_equal, trainer
+
+SCRIPT = Path(__file__).with_name("distributed_fits.py")
+
+
+def launch(strategy: str, folder: Path) -> list[dict[str, Any]]:
+    environment = os.environ | {"PYTHONPATH": str(SCRIPT.parents[2]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), strategy, str(folder)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads((folder / f"result_{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_processes_agree_with_one(strategy: str, tmp_path: Path) -> None:
+    first, second = launch(strategy, tmp_path)
+    alone, pruning = Distributed(is_sharded=False), IterativeMagnitudePruning(2)
+    settings = {} if strategy == "fsdp2" else {"gradient_clip_val": 0.1}
+    trainer(pruning, max_epochs=2, **settings).fit(alone, batches(1, 0), batches(1, 0))
+
+    assert first["masks"] == second["masks"] == pruning.masks.fingerprint()
+    assert first["densities"] == [record.density for record in pruning.history]
+    survivors = [144] * 12 + [115] * 12 + [92] * 12
+    if strategy == "ddp":
+        assert first["nonzero"] == second["nonzero"] == survivors
+    else:
+        assert [a + b for a, b in zip(first["nonzero"], second["nonzero"], strict=True)] == survivors
+    weights = [torch.load(tmp_path / f"weights_{rank}.pt", weights_only=True) for rank in range(2)]
+    assert_equal(*weights)
+    for name, value in alone.state_dict().items():
+        torch.testing.assert_close(weights[0][name], value)
+    ticket = Ticket.load(tmp_path / "tickets" / "round_02.safetensors")
+    assert ticket.masks == pruning.masks
