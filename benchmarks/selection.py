@@ -89,7 +89,7 @@ def read_pass(weights: Mapping[str, Tensor]) -> float:
 
 
 def read_pass_in_threads(weights: Mapping[str, Tensor]) -> float:
-    """The same with numpy in as many threads; slower on an idle machine, not upset by a busy one."""
+    """The same with numpy in as many threads; other work on the machine upsets it less."""
     spans = [
         weight.view(-1).numpy()[start : start + SPAN]
         for weight in weights.values()

@@ -61,7 +61,11 @@ class LeNet(LightningModule):
     def __init__(self, num_inputs: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Linear(num_inputs, 300), nn.ReLU(), nn.Linear(300, 100), nn.ReLU(), nn.Linear(100, 10)
+            nn.Linear(num_inputs, 300),
+            nn.ReLU(),
+            nn.Linear(300, 100),
+            nn.ReLU(),
+            nn.Linear(100, 10),
         )
         for layer in self.layers[::2]:
             nn.init.xavier_normal_(layer.weight)
@@ -96,7 +100,10 @@ class AccuracyAtMinimum(Callback):
         """Keep the metrics where the loss is the lowest so far."""
         if float(trainer.callback_metrics["val_loss"]) < self.loss:
             self.loss = float(trainer.callback_metrics["val_loss"])
-            self.step, self.accuracy = trainer.global_step, float(trainer.callback_metrics["test_acc"])
+            self.step, self.accuracy = (
+                trainer.global_step,
+                float(trainer.callback_metrics["test_acc"]),
+            )
 
 
 def main() -> None:
@@ -167,7 +174,7 @@ def table(history: History, controls: list[AccuracyAtMinimum]) -> str:
     return "\n".join(lines)
 
 
-def plot(history: History, controls: list[AccuracyAtMinimum]):  # type: ignore[no-untyped-def]  # noqa: ANN201
+def plot(history: History, controls: list[AccuracyAtMinimum]):  # type: ignore[no-untyped-def]
     """Accuracy against weights remaining."""
     ticket = [(r.density, 100 * r.best_metrics["test_acc"]) for r in history]
     control = [(r.density, 100 * c.accuracy) for r, c in zip(history, controls, strict=True)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 def check_at_least(name: str, value: int, minimum: int) -> None:
     """Refuse anything but an integer of at least ``minimum``."""
@@ -23,3 +25,20 @@ def check_fraction(name: str, value: float, *, is_zero_allowed: bool) -> None:
         interval = "[0, 1)" if is_zero_allowed else "(0, 1)"
         hint = f" Percentages are written as fractions: {value / 100}." if 1 < value < 100 else ""
         raise ValueError(f"`{name}` must be in {interval}, got {value}.{hint}")
+
+
+def check_fractions(fraction: float, fractions: Mapping[str, float] | None) -> None:
+    """Refuse fractions that are not in (0, 1); those by pattern may be 0."""
+    check_fraction("fraction", fraction, is_zero_allowed=False)
+    for pattern, share in (fractions or {}).items():
+        check_fraction(f"fractions[{pattern!r}]", share, is_zero_allowed=True)
+
+
+def check_rewind_point(step: int, epoch: int | None) -> None:
+    """Refuse anything but a step, or an epoch in its place."""
+    check_at_least("rewind_step", step, 0)
+    if epoch is None:
+        return
+    check_at_least("rewind_epoch", epoch, 0)
+    if step != 0:
+        raise ValueError(f"Give `rewind_step` or `rewind_epoch`, not both, got {step} and {epoch}.")

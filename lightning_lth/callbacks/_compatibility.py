@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import (
     ModelPruning,
@@ -13,10 +15,16 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from torch.utils.data import SequentialSampler
 
+from lightning_lth.pruning.selection import emptied
+from lightning_lth.pruning.sharding import is_distributed
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from lightning.pytorch import Trainer
+    from torch import Tensor
+
+    from lightning_lth.pruning.masks import Masks
 
 _AVERAGING = (
     "its averages mix the weights of several rounds and carry pruned weights back. "
@@ -26,6 +34,7 @@ _FLATTENED = (
     "it trains flattened copies of the parameters, in which a parameter and its mask cannot be "
     "found again. Use DDP, or ModelParallelStrategy (FSDP2)"
 )
+_TWO_MASKS = "two callbacks would hold two masks on the same weights. Use one of the two"
 _REFUSED_CALLBACKS: dict[type[Callback], str] = {
     ModelPruning: "it prunes the same weights by other rules. Use one of the two",
     StochasticWeightAveraging: _AVERAGING,
@@ -39,7 +48,9 @@ _GRADIENT_HOOKS = (
 )
 
 
-def refuse_incompatible(trainer: Trainer, callback: Callback, own_types: tuple[type, ...]) -> None:
+def refuse_incompatible(
+    trainer: Trainer, callback: Callback, own_types: tuple[type[Callback], ...]
+) -> None:
     """Raise where a strategy or another callback would break the masks.
 
     Raises:
@@ -50,10 +61,7 @@ def refuse_incompatible(trainer: Trainer, callback: Callback, own_types: tuple[t
         raise ValueError(
             f"{name} cannot work with {type(trainer.strategy).__name__}: {_FLATTENED}."
         )
-    refused = _REFUSED_CALLBACKS | {
-        own: "two callbacks would hold two masks on the same weights. Use one of the two"
-        for own in own_types
-    }
+    refused = _REFUSED_CALLBACKS | dict.fromkeys(own_types, _TWO_MASKS)
     for other in trainer.callbacks:  # type: ignore[attr-defined]
         for refused_type, reason in refused.items():
             if other is not callback and isinstance(other, refused_type):
@@ -76,6 +84,22 @@ def touches_gradients(trainer: Trainer, module: LightningModule) -> bool:
     )
 
 
+def refuse_sharded_resume(masks: Masks, parameters: Mapping[str, Tensor]) -> None:
+    """Refuse masks of a checkpoint for parameters that are sharded.
+
+    Raises:
+        RuntimeError: If the parameters are sharded and the masks are not.
+    """
+    if any(
+        is_distributed(parameters[name]) and not is_distributed(mask)
+        for name, mask in masks.items()
+    ):
+        raise RuntimeError(
+            "A fit with sharded parameters (FSDP2) cannot be resumed in the middle of pruning. "
+            "Start from the last ticket: `Ticket.load(...).apply_(module)` and FixedMasks, or DDP."
+        )
+
+
 def check_order_repeats(loaders: Iterable[Any]) -> None:
     """Refuse data whose order cannot be repeated.
 
@@ -96,3 +120,38 @@ def check_order_repeats(loaders: Iterable[Any]) -> None:
             "DataLoader(..., sampler=torch.utils.data.DistributedSampler"
             "(dataset, num_replicas=1, rank=0, seed=0))."
         )
+
+
+def check_same_on_all_ranks(trainer: Trainer, masks: Masks) -> None:
+    """Compare the masks of all ranks.
+
+    Raises:
+        RuntimeError: If they differ.
+    """
+    if trainer.world_size == 1:
+        return
+    fingerprint = int(masks.fingerprint()[:12], 16)
+    own = torch.tensor(fingerprint, device=trainer.strategy.root_device)
+    if bool((trainer.strategy.all_gather(own) != own).any()):
+        raise RuntimeError(
+            "The ranks would prune different weights, so their weights differ. "
+            "Initialize all ranks alike (`seed_everything`), and use no rank-dependent criterion."
+        )
+
+
+def check_emptied(before: Masks, after: Masks, round_: int, action: str) -> None:
+    """Warn, or refuse, where a round would prune the last weight of a layer.
+
+    Raises:
+        RuntimeError: If ``action`` is ``"refuse"``.
+    """
+    newly_empty = [name for name in emptied(after) if name not in emptied(before)]
+    if not newly_empty:
+        return
+    message = (
+        f"Round {round_} prunes every weight of {newly_empty}. Use `scope='layer'`, or "
+        "give the layer a smaller fraction of its own in `fractions`."
+    )
+    if action == "refuse":
+        raise RuntimeError(message)
+    warnings.warn(message, stacklevel=2)

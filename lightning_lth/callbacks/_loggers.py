@@ -29,12 +29,16 @@ def log_densities(trainer: Trainer, round_: int, masks: Masks) -> None:
 @rank_zero_only
 def add_figures(trainer: Trainer, history: History) -> None:
     """Draw the rounds so far into TensorBoard; nothing where matplotlib is not installed."""
-    writers = [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+    writers = [
+        logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)
+    ]
     if not writers or find_spec("matplotlib") is None:
         return
     from lightning_lth.pruning import figures
 
     for writer in writers:
-        writer.add_figure("pruning/densities", figures.layer_densities(history), logging_step(trainer))
+        writer.add_figure(
+            "pruning/densities", figures.layer_densities(history), logging_step(trainer)
+        )
         if any(record.best_value is not None for record in history):
             writer.add_figure("pruning/best", figures.best_value(history), logging_step(trainer))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,7 @@ from lightning_lth.callbacks._trainer import Position
 from lightning_lth.pruning.history import BestValue, History
 from lightning_lth.pruning.masks import Masks
 from lightning_lth.pruning.rewind import RewindPoint
+from lightning_lth.pruning.tickets import Ticket
 
 
 @dataclass
@@ -29,6 +31,28 @@ class PruningState:
     best: BestValue | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     history: History = field(default_factory=History)
+
+    def start_next_round(self, masks: Masks, num_epochs: int) -> None:
+        """Go on to the next round, after one of ``num_epochs`` epochs."""
+        self.round += 1
+        self.masks = masks
+        self.num_epochs_before += num_epochs
+        self.is_round_over, self.best, self.metrics = False, None, {}
+
+    def ticket(self) -> Ticket:
+        """The present masks with the weights of the rewind point."""
+        if self.point is None or self.masks is None:
+            raise RuntimeError("There is no ticket before training has come to the rewind point.")
+        point = self.point.state_dict()
+        seed = os.environ.get("PL_GLOBAL_SEED")  # where `seed_everything` leaves it
+        return Ticket(
+            masks=self.masks,
+            weights={**point["weights"], **point["buffers"]},
+            round=self.round,
+            step=self.position.step,
+            seed=int(seed) if seed is not None else None,
+            metrics=self.best.metrics if self.best is not None else self.metrics,
+        )
 
     def state_dict(self) -> dict[str, Any]:
         masks = self.masks

@@ -19,7 +19,7 @@ from lightning.pytorch.loops.utilities import _reset_progress
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
-    from lightning.pytorch.loops import _Loop
+    from lightning.pytorch.loops.loop import _Loop
     from lightning.pytorch.loops.progress import _Progress
     from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 
@@ -101,7 +101,7 @@ def forget_results(trainer: Trainer) -> None:
     """Clear what the last round left: stop signal, metrics, the epoch of the last data reload."""
     trainer.should_stop = False
     trainer._logger_connector.reset_metrics()
-    if trainer.reload_dataloaders_every_n_epochs:
+    if trainer.reload_dataloaders_every_n_epochs:  # type: ignore[attr-defined]
         trainer.fit_loop._last_train_dl_reload_epoch = float("-inf")
         trainer.fit_loop.epoch_loop.val_loop._last_val_dl_reload_epoch = float("-inf")
 
@@ -149,7 +149,12 @@ def num_epochs(trainer: Trainer) -> int:
     After a training that is ``trainer.current_epoch``, except in a fit that resumed from a
     checkpoint of the last epoch and had nothing left to train.
     """
-    return trainer.fit_loop.epoch_progress.current.started
+    return int(trainer.fit_loop.epoch_progress.current.started)  # type: ignore[attr-defined]
+
+
+def is_fast_dev_run(trainer: Trainer) -> bool:
+    """Whether this is a trial run of a batch or a few; set by Lightning where mypy can't see it."""
+    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
 
 
 def is_stopping(trainer: Trainer) -> bool:

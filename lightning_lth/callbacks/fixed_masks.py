@@ -10,7 +10,7 @@ from typing_extensions import override
 from lightning_lth.callbacks import _compatibility
 from lightning_lth.pruning.masking import MaskKeeper
 from lightning_lth.pruning.masks import Masks
-from lightning_lth.pruning.rewind import named_parameters
+from lightning_lth.pruning.parameters import named_parameters
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer

@@ -53,7 +53,9 @@ def layer_densities(history: History) -> Figure:
     for name in history[0].layer_densities:
         values = [100 * record.layer_densities[name] for record in history]
         axes.plot([record.round for record in history], values, marker="o", label=name)
-    axes.set(xlabel="round", ylabel="weights remaining in the layer (%)", yscale="symlog", ylim=(0, 110))
+    axes.set(
+        xlabel="round", ylabel="weights remaining in the layer (%)", yscale="symlog", ylim=(0, 110)
+    )
     axes.legend(fontsize="small")
     axes.grid(visible=True, alpha=0.3)
     return figure
@@ -73,7 +75,9 @@ def _new_figure(title: str) -> tuple[Figure, Axes]:
 def _style_density_axis(axes: Axes, ylabel: str) -> None:
     axes.set(xlabel="weights remaining (%)", ylabel=ylabel, xscale="log")
     ticks = [
-        tick for tick in (100, 50, 20, 10, 5, 2, 1, 0.5, 0.2, 0.1) if tick >= axes.get_xlim()[0] * 0.9
+        tick
+        for tick in (100, 50, 20, 10, 5, 2, 1, 0.5, 0.2, 0.1)
+        if tick >= axes.get_xlim()[0] * 0.9
     ]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()

@@ -33,6 +33,11 @@ class RoundRecord:
         best_step: Optimizer step of that validation: the early-stopping iteration of the papers.
         best_metrics: All metrics at that validation.
         metrics: All metrics at the end of the round.
+
+    Example:
+        >>> record = RoundRecord(1, 0.8, {"w": 0.8}, 100, 4, "max_epochs", metrics={"acc": 0.9})
+        >>> record.row()["density/w"], record.row()["end/acc"]
+        (0.8, 0.9)
     """
 
     round: int
@@ -62,7 +67,7 @@ class RoundRecord:
 @final
 @dataclass(frozen=True)
 class BestValue:
-    """The best validation of a round so far: which metric, its value, when, and all metrics then."""
+    """The best validation of a round: which metric, its value, when, and all metrics then."""
 
     monitor: str
     value: float

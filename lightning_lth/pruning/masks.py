@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, final
 
 import torch
 
+from lightning_lth.pruning.sharding import is_distributed, local_part, whole
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -104,7 +106,7 @@ class Masks(Mapping[str, "Tensor"]):
             Parameter name to a ``uint8`` tensor of ``ceil(numel / 8)`` bytes; the first weight is
             the highest bit of the first byte, and the last byte is filled with zeros.
         """
-        return {name: _pack(_whole(mask)) for name, mask in self.items()}
+        return {name: _pack(whole(mask)) for name, mask in self.items()}
 
     @classmethod
     def unpack(cls, packed: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> Masks:
@@ -125,7 +127,7 @@ class Masks(Mapping[str, "Tensor"]):
         return cls({name: _unpack(name, bits, shapes[name]) for name, bits in packed.items()})
 
     def fingerprint(self) -> str:
-        """A hash of names, shapes and values, the same on every device and in any order of names."""
+        """A hash of names, shapes and values; devices and the order of names do not count."""
         digest = hashlib.sha256()
         for name, bits in sorted(self.pack().items()):
             digest.update(f"{name}{tuple(self[name].shape)}".encode())
@@ -162,21 +164,13 @@ class Masks(Mapping[str, "Tensor"]):
         self.check_matches(weights)
         with torch.no_grad():
             for name, mask in self.items():
-                local_part(weights[name]).masked_fill_(~local_part(mask).to(weights[name].device), 0)
-
-
-def local_part(tensor: Tensor) -> Tensor:
-    """The shard of a distributed tensor that lives on this rank; any other tensor as it is."""
-    return tensor.detach().to_local() if hasattr(tensor, "to_local") else tensor
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    """A distributed tensor gathered from its shards (by all ranks); any other tensor as it is."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+                local_part(weights[name]).masked_fill_(
+                    ~local_part(mask).to(weights[name].device), 0
+                )
 
 
 def _count(mask: Tensor) -> int:
-    return int(_whole(mask.sum())) if hasattr(mask, "full_tensor") else int(mask.count_nonzero())
+    return int(whole(mask.sum())) if is_distributed(mask) else int(mask.count_nonzero())
 
 
 def _as_mask(name: str, mask: Tensor) -> Tensor:

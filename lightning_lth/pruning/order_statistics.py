@@ -21,14 +21,14 @@ from torch import Tensor
 
 from lightning_lth.pruning import bisection, sifting
 from lightning_lth.pruning.bisection import Part, num_true
-from lightning_lth.pruning.masks import local_part
 from lightning_lth.pruning.scoring import Scores
-from lightning_lth.pruning.sharding import Ranks, as_shard, check_placement, is_sharded
+from lightning_lth.pruning.sharding import Ranks, as_shard, check_placement, is_sharded, local_part
 
 # Sample size, and how many standard deviations of its quantile the bracket reaches to each side.
 # The first misses about once in ten thousand times, if weights are in no particular order.
 _SAMPLES = ((1 << 18, 4.0), (1 << 19, 20.0))
 _MIN_STRIDE = 64  # samples of small tensors: fewer, or they would take longer than the pass itself
+_PIECE = (1 << 15) - 64  # samples; from 2^15 on torch starts threads: slow on a busy machine
 _MAX_UNSAMPLED = 1 << 14  # survivors that are all sifted, without a bracket
 
 
@@ -159,7 +159,8 @@ def _sample(parts: Sequence[Part], size: int) -> NDArray[Any]:
     stride = max(_MIN_STRIDE, total // size) | 1  # odd: rows are often a power of two long
     values, start = [], stride // 2
     for part in parts:
-        where = slice(start, None, stride)
-        values.append(part.read(where)[part.mask[where]].cpu().numpy())
+        for first in range(start, len(part.mask), stride * _PIECE):
+            where = slice(first, first + stride * _PIECE, stride)
+            values.append(part.read(where)[part.mask[where]].cpu().numpy())
         start = (start - len(part.mask)) % stride
-    return np.concatenate(values)
+    return np.concatenate(values) if values else np.empty(0)

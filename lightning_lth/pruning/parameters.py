@@ -85,6 +85,16 @@ def prunable_parameters(
     }
 
 
+def named_parameters(module: Module) -> dict[str, Parameter]:
+    """Every parameter by its name, without the ``_orig_mod`` of compiled modules; ties once.
+
+    Example:
+        >>> list(named_parameters(torch.nn.Linear(2, 1)))
+        ['weight', 'bias']
+    """
+    return {strip_compiled(name): parameter for name, parameter in module.named_parameters()}
+
+
 def strip_compiled(name: str) -> str:
     """A parameter's name without the ``_orig_mod`` that ``torch.compile`` puts into it.
 

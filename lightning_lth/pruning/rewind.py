@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Any, Protocol, final
 
 import torch
 
+from lightning_lth.pruning.parameters import named_parameters, strip_compiled
+from lightning_lth.pruning.sharding import is_distributed, placed_like, whole
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from torch import Tensor
     from torch.nn import Module
@@ -144,7 +147,7 @@ class RewindPoint:
             scheduler.load_state_dict(copy.deepcopy(scheduler_state))
 
     def weights_like(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """The copied weights of some parameters, each moved to its tensor's device when it is read."""
+        """The copied weights of some parameters, each placed like its tensor when it is read."""
         return _Placed(self.weights, tensors)
 
     def state_dict(self) -> dict[str, Any]:
@@ -153,10 +156,10 @@ class RewindPoint:
         Shards of distributed tensors are gathered: every rank has to call it.
         """
         return {
-            "weights": {name: _whole(value) for name, value in self.weights.items()},
-            "buffers": {name: _whole(value) for name, value in self.buffers.items()},
+            "weights": {name: whole(value) for name, value in self.weights.items()},
+            "buffers": {name: whole(value) for name, value in self.buffers.items()},
             "trainable": dict(self.trainable),
-            "optimizers": [_mapped(state, _whole) for state in self.optimizers],
+            "optimizers": [_mapped(state, whole) for state in self.optimizers],
             "schedulers": list(self.schedulers),
             "scaler": self.scaler,
             "rng": self.rng,
@@ -201,7 +204,7 @@ class _Placed(Mapping[str, "Tensor"]):
         self._values, self._targets = values, targets
 
     def __getitem__(self, name: str) -> Tensor:
-        return _sharded_like(self._values[name], self._targets[name]).to(self._targets[name].device)
+        return placed_like(self._values[name], self._targets[name])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._targets)
@@ -210,42 +213,19 @@ class _Placed(Mapping[str, "Tensor"]):
         return len(self._targets)
 
 
-def named_parameters(module: Module) -> dict[str, Tensor]:
-    """Parameters by name, without the ``_orig_mod.`` that compiled modules put into names."""
-    return _clean(module.named_parameters())
-
-
 def _named_buffers(module: Module) -> dict[str, Tensor]:
-    return _clean(module.named_buffers())
-
-
-def _clean(named: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
-    return {name.replace("_orig_mod.", ""): tensor for name, tensor in named}
+    return {strip_compiled(name): buffer for name, buffer in module.named_buffers()}
 
 
 def _write(values: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, value in values.items():
-            targets[name].copy_(_sharded_like(value, targets[name]))
-
-
-def _sharded_like(value: Tensor, target: Tensor) -> Tensor:
-    if hasattr(target, "placements") and not hasattr(value, "placements"):
-        from torch.distributed.tensor import distribute_tensor
-
-        return distribute_tensor(
-            value.to(target.device), target.device_mesh, target.placements
-        )
-    return value
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+            targets[name].copy_(placed_like(value, targets[name]))
 
 
 def _copied(value: Any) -> Any:
-    """A copy that shares nothing with ``value``; tensors go to the CPU, shards stay where they are."""
-    return _mapped(value, lambda t: t.detach().clone() if hasattr(t, "placements") else _to_cpu(t))
+    """A copy that shares nothing with ``value``; tensors go to the CPU, shards stay in place."""
+    return _mapped(value, lambda t: t.detach().clone() if is_distributed(t) else _to_cpu(t))
 
 
 def _to_cpu(tensor: Tensor) -> Tensor:

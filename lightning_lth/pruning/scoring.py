@@ -11,7 +11,7 @@ from typing import Protocol, final
 import torch
 from torch import Tensor
 
-from lightning_lth.pruning.masks import local_part
+from lightning_lth.pruning.sharding import local_part
 
 
 @final

@@ -76,6 +76,26 @@ def is_sharded(tensor: Tensor) -> bool:
     return is_distributed(tensor) and any(placed.is_shard() for placed in _of(tensor).placements)
 
 
+def local_part(tensor: Tensor) -> Tensor:
+    """The shard of a distributed tensor that lives on this rank; any other tensor as it is."""
+    return _of(tensor.detach()).to_local() if is_distributed(tensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A distributed tensor gathered from its shards, by all ranks; any other tensor as it is."""
+    return _of(tensor).full_tensor() if is_distributed(tensor) else tensor
+
+
+def placed_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor, the same on all ranks, on the device of another, and distributed like it."""
+    tensor = tensor.to(like.device)
+    if not is_distributed(like) or is_distributed(tensor):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor, _of(like).device_mesh, _of(like).placements)
+
+
 def reshard_(module: Module) -> None:
     """Let FSDP2 put the sharded parameters back into the module.
 

@@ -17,6 +17,7 @@ from lightning_lth._version import __version__
 from lightning_lth.pruning.masks import Masks
 from lightning_lth.pruning.parameters import strip_compiled
 from lightning_lth.pruning.placement import TicketReport, place
+from lightning_lth.pruning.sharding import whole
 from lightning_lth.pruning.ticket_files import content_digest, read_file, write_file
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ class Ticket:
         _check_count("step", self.step)
         if self.seed is not None and not isinstance(self.seed, int):
             raise TypeError(f"`seed` must be an integer or None, got {self.seed!r}.")
-        masks = {strip_compiled(name): _whole(mask).cpu() for name, mask in self.masks.items()}
+        masks = {strip_compiled(name): whole(mask).cpu() for name, mask in self.masks.items()}
         weights = {strip_compiled(name): _copy(name, w) for name, w in self.weights.items()}
         metrics = {name: _as_float(name, value) for name, value in self.metrics.items()}
         object.__setattr__(self, "masks", Masks(masks))
@@ -223,13 +224,7 @@ def _copy(name: str, weight: Tensor) -> Tensor:
             f"{weight.layout}, {weight.dtype}. It must be dense, not on the meta device, and of "
             f"one of {', '.join(map(str, _DTYPES))}."
         )
-    whole = _whole(weight.detach())
-    return whole.to("cpu", copy=True, memory_format=torch.contiguous_format)
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    """A distributed tensor gathered from its shards (by all ranks); any other tensor as it is."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return whole(weight.detach()).to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 
 def _check_finite(masks: Masks, weights: Mapping[str, Tensor]) -> None:

@@ -57,13 +57,20 @@ def main(strategy_name: str, folder: Path) -> None:
     strategy = ModelParallelStrategy(2, 1) if is_sharded else DDPStrategy()
     pruning = IterativeMagnitudePruning(2, ticket_dir=folder / "tickets")
     fitter = trainer(
-        pruning, strategy=strategy, devices=2, max_epochs=2, use_distributed_sampler=False,
+        pruning,
+        strategy=strategy,
+        devices=2,
+        max_epochs=2,
+        use_distributed_sampler=False,
         gradient_clip_val=None if is_sharded else 0.1,
     )
     module = Distributed(is_sharded=is_sharded)
     rank = int(__import__("os").environ.get("LOCAL_RANK", "0"))
     fitter.fit(module, batches(2, rank), batches(2, rank))
-    state = {k: v.full_tensor() if hasattr(v, "full_tensor") else v for k, v in module.state_dict().items()}
+    state = {
+        k: v.full_tensor() if hasattr(v, "full_tensor") else v
+        for k, v in module.state_dict().items()
+    }
     torch.save(state, folder / f"weights_{rank}.pt")
     result = {
         "masks": pruning.masks.fingerprint(),

@@ -213,7 +213,10 @@ def test_late_rewinding_without_pruning_replays_the_first_round(
 ) -> None:
     watcher = Watcher()
     pruning = IterativeMagnitudePruning(
-        2, fractions={"*": 0.0}, repeat_data_order=True, **rewind  # type: ignore[arg-type]
+        2,
+        fractions={"*": 0.0},
+        repeat_data_order=True,
+        **rewind,  # type: ignore[arg-type]
     )
     fit(watcher, pruning, module=Classifier(OPTIMIZERS[name], scheduler))
     assert_equal(watcher.ends[0], watcher.ends[1])
@@ -290,7 +293,9 @@ def test_the_callback_leaves_round_zero_and_the_module_untouched() -> None:
     plain = fit(plain_watcher)
     assert_equal(watcher.ends[0], plain_watcher.ends[0])
     assert module.state_dict().keys() == plain.state_dict().keys()
-    assert [name for name, _ in module.named_modules()] == [name for name, _ in plain.named_modules()]
+    assert [name for name, _ in module.named_modules()] == [
+        name for name, _ in plain.named_modules()
+    ]
     assert all(not p._post_accumulate_grad_hooks for p in module.parameters())
 
 
@@ -302,7 +307,11 @@ class ShuffledOrders(pl.Callback):
         self.orders.append([])
 
     def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: list[Tensor], batch_idx: int
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        batch: list[Tensor],
+        batch_idx: int,
     ) -> None:
         self.orders[-1].append(float(batch[0].sum()))
 

@@ -46,7 +46,9 @@ def test_two_processes_agree_with_one(strategy: str, tmp_path: Path) -> None:
     if strategy == "ddp":
         assert first["nonzero"] == second["nonzero"] == survivors
     else:
-        assert [a + b for a, b in zip(first["nonzero"], second["nonzero"], strict=True)] == survivors
+        assert [
+            a + b for a, b in zip(first["nonzero"], second["nonzero"], strict=True)
+        ] == survivors
     weights = [torch.load(tmp_path / f"weights_{rank}.pt", weights_only=True) for rank in range(2)]
     assert_equal(*weights)
     for name, value in alone.state_dict().items():

@@ -69,7 +69,10 @@ def adamw(parameters: list[torch.nn.Parameter]) -> optim.Optimizer:
 def run(*callbacks: pl.Callback, ckpt_path: Path | None = None, **kwargs: Any) -> Any:
     module = Classifier(adamw, kwargs.pop("scheduler", one_cycle), seed=0 if not ckpt_path else 9)
     pruning = IterativeMagnitudePruning(2, **kwargs.pop("pruning", {}))
-    settings = {"max_epochs": 3, "enable_checkpointing": any(isinstance(c, ModelCheckpoint) for c in callbacks)}
+    settings = {
+        "max_epochs": 3,
+        "enable_checkpointing": any(isinstance(c, ModelCheckpoint) for c in callbacks),
+    }
     fitter = trainer(pruning, *callbacks, **(settings | kwargs))
     fitter.fit(module, ResumableLoader(), loader(), ckpt_path=ckpt_path, weights_only=True)
     return module, pruning, fitter
@@ -95,7 +98,7 @@ def test_resume_at_every_epoch_border_is_bit_identical(tmp_path: Path, rewind_st
 
 
 def test_resume_inside_epochs_is_bit_identical(tmp_path: Path) -> None:
-    # Not with OneCycleLR: `estimated_stepping_batches` builds the loader before Lightning restores it.
+    # Not with OneCycleLR: `estimated_stepping_batches` makes Lightning build the loader too early.
     settings: dict[str, Any] = {"scheduler": warm_up, "val_check_interval": 2}
     uninterrupted = run(SaveBatches(tmp_path), **settings)
     checkpoints = sorted(tmp_path.iterdir())
@@ -123,7 +126,7 @@ def test_resume_where_early_stopping_has_just_ended_a_round(tmp_path: Path) -> N
 
 
 def test_a_checkpoint_loads_into_the_plain_module(tmp_path: Path) -> None:
-    module, pruning, fitter = run()
+    module, _, fitter = run()
     fitter.save_checkpoint(tmp_path / "end.ckpt")
     saved = torch.load(tmp_path / "end.ckpt", weights_only=True)
     plain = Classifier(seed=7)
@@ -144,7 +147,7 @@ def test_a_checkpoint_without_rewind_point_is_refused_when_it_is_behind(tmp_path
     plain.fit(module, loader(), loader())
     plain.save_checkpoint(tmp_path / "plain.ckpt")
     pruning = IterativeMagnitudePruning(1)
-    with pytest.raises(RuntimeError, match="starts at step 6, behind `rewind_step=0`"):
+    with pytest.raises(RuntimeError, match="starts at step 6, epoch 1, behind the rewind point"):
         trainer(pruning, max_epochs=2).fit(
             module, loader(), loader(), ckpt_path=tmp_path / "plain.ckpt"
         )

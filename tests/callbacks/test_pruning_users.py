@@ -79,7 +79,11 @@ class TwoOptimizers(Classifier):
         self.manual_backward(loss)
         norm = nn.utils.clip_grad_norm_(self.net.parameters(), 0.1)
         self.norms.append(float(norm))
-        masked = [p.grad[p == 0].abs().max() for p in (self.net[0].weight, self.net[3].weight) if (p == 0).any()]
+        masked = [
+            p.grad[p == 0].abs().max()
+            for p in (self.net[0].weight, self.net[3].weight)
+            if (p == 0).any()
+        ]
         assert all(float(value) == 0 for value in masked)
         for optimizer in optimizers:
             optimizer.step()
@@ -141,7 +145,7 @@ def test_torch_compile_compiles_once_for_all_rounds(whole: bool) -> None:
     trainer(EndsOnly(watcher), pruning, **settings).fit(compiled, loader(), loader())
     num_frames = counter.frame_count
     fit(eager_watcher, IterativeMagnitudePruning(2), **settings)
-    assert [name for name in pruning.masks] == ["net.0.weight", "net.3.weight"]
+    assert list(pruning.masks) == ["net.0.weight", "net.3.weight"]
     assert pruning.masks.num_remaining == 92
     for end, eager_end in zip(watcher.ends, eager_watcher.ends, strict=True):
         for name, value in end.items():

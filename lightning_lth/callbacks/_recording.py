@@ -1,0 +1,88 @@
+"""What is remembered of a round: its metrics, its best validation, and how it ended."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lightning_lth.callbacks import _trainer
+from lightning_lth.pruning.history import BestValue, RoundRecord, StopReason
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+    from lightning_lth.callbacks._pruning_state import PruningState
+
+
+def monitored(trainer: Trainer, monitor: str | None, mode: str) -> tuple[str, str]:
+    """The metric whose best value counts and its mode: given, or that of another callback."""
+    if monitor is not None:
+        return monitor, mode
+    for callback in (*trainer.early_stopping_callbacks, *trainer.checkpoint_callbacks):
+        name = getattr(callback, "monitor", None)
+        if name is not None:
+            return name, getattr(callback, "mode", "min")
+    return "val_loss", "min"
+
+
+def keep_metrics(trainer: Trainer, state: PruningState) -> None:
+    """Remember the latest metrics."""
+    state.metrics = {
+        name: float(value) for name, value in trainer.callback_metrics.items() if name != "round"
+    }
+
+
+def observe(trainer: Trainer, state: PruningState, monitor: str, mode: str) -> None:
+    """Remember the latest metrics, and whether the monitored one is the best of the round."""
+    keep_metrics(trainer, state)
+    value = state.metrics.get(monitor)
+    if value is not None and BestValue.is_better(value, state.best, mode):
+        state.best = BestValue(monitor, value, trainer.global_step, dict(state.metrics))
+
+
+def record(trainer: Trainer, state: PruningState) -> RoundRecord:
+    """The record of a round that has just ended."""
+    assert state.masks is not None
+    best = state.best
+    return RoundRecord(
+        round=state.round,
+        density=state.masks.density,
+        layer_densities=state.masks.densities(),
+        steps=trainer.global_step,
+        epochs=_trainer.num_epochs(trainer),
+        stop_reason=_stop_reason(trainer, state),
+        monitor=best.monitor if best is not None else None,
+        best_value=best.value if best is not None else None,
+        best_step=best.step if best is not None else None,
+        best_metrics=best.metrics if best is not None else {},
+        metrics=state.metrics,
+    )
+
+
+def warn_if_not_logged(state: PruningState, monitor: str | None) -> None:
+    """Warn where the user asked for a metric that was not there in the whole round."""
+    if monitor is not None and state.best is None:
+        warnings.warn(
+            f"`monitor={monitor!r}` was not logged in round {state.round}. "
+            f"Logged: {sorted(state.metrics)}.",
+            stacklevel=2,
+        )
+
+
+def save_ticket(trainer: Trainer, state: PruningState, folder: str | Path | None) -> None:
+    """Write the ticket of the round, if there is a folder for it."""
+    if folder is None:
+        return
+    ticket = state.ticket()  # gathers shards: on every rank
+    if trainer.is_global_zero:
+        ticket.save(Path(folder) / f"round_{state.round:02d}.safetensors")
+
+
+def _stop_reason(trainer: Trainer, state: PruningState) -> StopReason:
+    if state.is_round_over or _trainer.is_stopping(trainer):
+        stoppers = trainer.early_stopping_callbacks
+        is_early = any(stopper.stopping_reason.value > 0 for stopper in stoppers)
+        return "early_stopping" if is_early else "should_stop"
+    is_at_max_steps = 0 <= trainer.max_steps <= trainer.global_step
+    return "max_steps" if is_at_max_steps else "max_epochs"

@@ -1,0 +1,170 @@
+"""When and how a pruning callback copies its rewind point, and goes back to it."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, final
+
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lightning_lth.callbacks import _compatibility, _trainer
+from lightning_lth.pruning.rewind import RewindPoint
+from lightning_lth.pruning.sharding import reshard_
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+    from lightning_lth.callbacks._pruning_state import PruningState
+    from lightning_lth.pruning.masking import MaskKeeper
+
+_NEVER = 2**62  # as the frequency of a scheduler
+
+
+@final
+@dataclass
+class Rewinding:
+    """The rewinding of one callback in one fit.
+
+    Attributes:
+        mode: What goes back; see ``IterativeMagnitudePruning(rewind=...)``.
+        step: Optimizer step of the rewind point, if ``epoch`` is ``None``.
+        epoch: Epoch of the rewind point.
+        repeats_data_order: Whether every round has the order of the first.
+    """
+
+    mode: Literal["weights", "learning_rate", "none"]
+    step: int
+    epoch: int | None
+    repeats_data_order: bool
+    _accumulate_grad_batches: int = 1
+    _frequencies: list[int] = field(default_factory=list)
+
+    def start(self, trainer: Trainer) -> None:
+        """Remember what callbacks change in the course of a round."""
+        self._accumulate_grad_batches = trainer.accumulate_grad_batches
+
+    def check(self, trainer: Trainer, state: PruningState) -> None:
+        """Refuse a rewind point that training cannot come to, and data that cannot repeat."""
+        if self.repeats_data_order:
+            _compatibility.check_order_repeats(_trainer.train_dataloaders(trainer))
+        if _trainer.is_fast_dev_run(trainer):
+            return
+        if 0 <= trainer.max_steps <= self.step:
+            raise ValueError(
+                f"`rewind_step` must be less than `Trainer(max_steps={trainer.max_steps})`, "
+                f"the budget of one training, got {self.step}."
+            )
+        max_epochs = -1 if trainer.max_epochs is None else trainer.max_epochs
+        if self.epoch is not None and 0 <= max_epochs <= self.epoch:
+            raise ValueError(
+                f"`rewind_epoch` must be less than `Trainer(max_epochs={max_epochs})`, "
+                f"the budget of one training, got {self.epoch}."
+            )
+        if state.point is None and self._is_behind(trainer):
+            raise RuntimeError(
+                f"Training starts at step {trainer.global_step}, epoch {trainer.current_epoch}, "
+                f"behind the rewind point ({self}), which the checkpoint does not hold. Rewind to "
+                "a step that is still to come, or start from a checkpoint of this callback."
+            )
+
+    def is_due(self, trainer: Trainer) -> bool:
+        """Whether training is at the rewind point; asked at the start of each batch."""
+        if _trainer.is_fast_dev_run(trainer):
+            return True
+        if self.epoch is not None:
+            return trainer.current_epoch == self.epoch
+        return trainer.global_step >= self.step
+
+    def capture(self, trainer: Trainer, state: PruningState) -> None:
+        """Copy the rewind point."""
+        reshard_(trainer.lightning_module)
+        state.point = RewindPoint.capture(*_parts(trainer))
+        state.position = _trainer.position_at_batch_start(trainer)
+        state.early_stopping = {
+            callback.state_key: copy.deepcopy(callback.state_dict())
+            for callback in trainer.early_stopping_callbacks
+        }
+
+    def check_captured(self, trainer: Trainer, state: PruningState) -> None:
+        """Refuse to end a round before the rewind point."""
+        if state.point is None:
+            raise RuntimeError(
+                f"Round 0 ended at step {trainer.global_step}, epoch {trainer.current_epoch}, "
+                f"before the rewind point ({self}). Rewind to an earlier one."
+            )
+
+    def restore(self, trainer: Trainer, state: PruningState, keeper: MaskKeeper) -> None:
+        """Go back, with the present masks, to where the next training starts."""
+        assert state.point is not None
+        assert state.masks is not None
+        for optimizer in trainer.optimizers:
+            optimizer.zero_grad()
+        if self.mode == "weights":
+            state.point.restore_(*_parts(trainer))
+        elif self.mode == "learning_rate":
+            state.point.restore_schedule_(trainer.optimizers, _schedulers(trainer))
+        self.rest_schedulers(trainer)
+        keeper.hold_(state.masks)
+        _restart_callbacks(trainer, state)
+        trainer.accumulate_grad_batches = self._accumulate_grad_batches
+        _trainer.forget_results(trainer)
+        _trainer.set_position(trainer, state.position)
+        _trainer.restart_data(
+            trainer,
+            state.position,
+            skip=self.repeats_data_order,
+            sampler_epoch=self._sampler_epoch(trainer, state),
+        )
+
+    def continue_data_order(self, trainer: Trainer, state: PruningState) -> None:
+        """Let samplers that shuffle by epoch go on where the last round ended."""
+        if state.round > 0 and not self.repeats_data_order:
+            _trainer.set_sampler_epoch(trainer, self._sampler_epoch(trainer, state))
+
+    def rest_schedulers(self, trainer: Trainer) -> None:
+        """Stop the schedulers where they are, if fine-tuning is the mode."""
+        if self.mode == "none" and not self._frequencies:
+            self._frequencies = [config.frequency for config in trainer.lr_scheduler_configs]
+            for config in trainer.lr_scheduler_configs:
+                config.frequency = _NEVER
+
+    def release(self, trainer: Trainer) -> None:
+        """Let stopped schedulers go again."""
+        for config, frequency in zip(trainer.lr_scheduler_configs, self._frequencies, strict=False):
+            config.frequency = frequency
+        self._frequencies = []
+
+    def __str__(self) -> str:
+        epoch, step = self.epoch, self.step
+        return f"`rewind_step={step}`" if epoch is None else f"`rewind_epoch={epoch}`"
+
+    def _is_behind(self, trainer: Trainer) -> bool:
+        if self.epoch is not None:
+            return trainer.current_epoch > self.epoch
+        return trainer.global_step > self.step
+
+    def _sampler_epoch(self, trainer: Trainer, state: PruningState) -> int:
+        epochs_before = 0 if self.repeats_data_order else state.num_epochs_before
+        return epochs_before + trainer.current_epoch
+
+
+def _parts(trainer: Trainer) -> tuple[Any, Any, Any, Any]:
+    return (
+        trainer.lightning_module,
+        trainer.optimizers,
+        _schedulers(trainer),
+        trainer.precision_plugin,
+    )
+
+
+def _schedulers(trainer: Trainer) -> list[Any]:
+    return [config.scheduler for config in trainer.lr_scheduler_configs]
+
+
+def _restart_callbacks(trainer: Trainer, state: PruningState) -> None:
+    for stopper in trainer.early_stopping_callbacks:
+        stopper.load_state_dict(copy.deepcopy(state.early_stopping[stopper.state_key]))
+    for checkpoint in trainer.checkpoint_callbacks:
+        if isinstance(checkpoint, ModelCheckpoint):
+            _trainer.restart_model_checkpoint(checkpoint)
