@@ -47,7 +47,7 @@ def check_results(folder: Path, densities: list[str]) -> None:
 
 def test_the_digits_example(tmp_path: Path) -> None:
     printed = run_example(tmp_path, "--max-steps", "20")
-    # By layer, 40 % a round and 20 % of the output layer; 64*300 + 300*100 + 100*10 = 50200 weights.
+    # 40 % a round, 20 % of the output layer; 64*300 + 300*100 + 100*10 = 50200 weights.
     kept = [(49200 * 0.6**r + 1000 * 0.8**r) / 502 for r in range(6)]
     assert kept[5] == pytest.approx(8.27, abs=0.01)
     densities = [f"{value:.1f}" for value in kept]

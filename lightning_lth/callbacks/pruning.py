@@ -9,13 +9,7 @@ import torch
 from lightning.pytorch import Callback
 from typing_extensions import override
 
-from lightning_lth.callbacks import _compatibility, _loggers, _recording, _trainer
-from lightning_lth.callbacks._arguments import (
-    check_at_least,
-    check_choice,
-    check_fractions,
-    check_rewind_point,
-)
+from lightning_lth.callbacks import _arguments, _compatibility, _loggers, _recording, _trainer
 from lightning_lth.callbacks._pruning_state import PruningState
 from lightning_lth.callbacks._rewinding import Rewinding
 from lightning_lth.callbacks.fixed_masks import FixedMasks
@@ -42,13 +36,11 @@ class IterativeMagnitudePruning(Callback):
     """Find a lottery ticket: train, prune the smallest weights, rewind the others, repeat.
 
     ``Trainer(max_epochs=...)`` or ``Trainer(max_steps=...)`` is the budget of *one* training. The
-    callback runs ``rounds + 1`` trainings inside one ``fit``: round 0 trains the dense network, and
-    each later round prunes and rewinds first. Each is a training of its own: it has its own
-    ``on_train_start`` and ``on_train_end``, starts with the optimizers, learning-rate schedulers,
-    gradient scaler and buffers of the rewind point, counts ``trainer.current_epoch`` and
-    ``trainer.global_step`` from there, and ends when its budget is used up or a callback such as
-    EarlyStopping ends it. Only the steps of the loggers go on over all rounds. After ``fit`` the
-    module holds the trained weights of the last round.
+    callback runs ``rounds + 1`` trainings inside one ``fit``: round 0 is dense, and each later one
+    prunes and rewinds first. Each has its own ``on_train_start`` and ``on_train_end``, starts with
+    the optimizers, learning-rate schedulers, gradient scaler, buffers and step counters of the
+    rewind point, and ends when its budget is used up or EarlyStopping, say, ends it. Only the steps
+    of the loggers go on. After ``fit`` the module holds the trained weights of the last round.
 
     Pruned weights are exactly zero from then on. Module and ``state_dict`` stay as they are.
 
@@ -58,10 +50,9 @@ class IterativeMagnitudePruning(Callback):
         scope: ``"global"`` ranks all weights together, ``"layer"`` each parameter by itself.
         rewind_step: Optimizer step to rewind to; 0 is initialization. Must be less than the budget.
         rewind_epoch: Epoch to rewind to, instead of a step.
-        rewind: ``"weights"`` goes back to everything of the rewind point. ``"learning_rate"`` keeps
-            the trained weights and their optimizer state, and goes back to its learning rates.
-            ``"none"`` (fine-tuning) goes on with the final learning rate, schedulers at rest, for
-            as many steps as there were after the rewind point.
+        rewind: ``"weights"`` goes back to everything of the rewind point; ``"learning_rate"`` to
+            its learning rates alone; ``"none"`` (fine-tuning) goes on with the final learning rate.
+            All for as many steps as the first round had after the rewind point.
         fractions: Glob patterns on parameter names to a fraction of their own; 0 never prunes. The
             first that matches counts. Parameters under one pattern are ranked among themselves.
         parameters: Glob patterns on parameter names that select what is pruned. Default: weights of
@@ -69,13 +60,11 @@ class IterativeMagnitudePruning(Callback):
         criterion: What is small; see :mod:`lightning_lth.pruning.scoring`.
         repeat_data_order: Give every round the batches of the first in the same order. Needs an
             unshuffled loader or a sampler with ``set_epoch``. By default the order goes on.
-        monitor: Metric whose best value and step are recorded. Default: what EarlyStopping or else
-            ModelCheckpoint monitors, with its mode; else ``"val_loss"`` where it is logged.
+        monitor: Metric whose best value and step are recorded. Default: that of EarlyStopping, of
+            ModelCheckpoint, or ``"val_loss"``.
         mode: Whether the smallest (``"min"``) or largest (``"max"``) value of ``monitor`` is best.
-        ticket_dir: Folder for one ticket file per finished round, ``round_00.safetensors`` and so
-            on. By default none is written.
-        empty_layers: What to do with a round that would leave a layer without weights: ``"warn"``
-            or ``"refuse"``.
+        ticket_dir: Folder for a ticket of each round, ``round_00.safetensors`` and so on.
+        empty_layers: ``"warn"`` of a round that leaves a layer without weights, or ``"refuse"`` it.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -108,13 +97,13 @@ class IterativeMagnitudePruning(Callback):
         ticket_dir: str | Path | None = None,
         empty_layers: Literal["warn", "refuse"] = "warn",
     ) -> None:
-        check_at_least("rounds", rounds, 1)
-        check_rewind_point(rewind_step, rewind_epoch)
-        check_fractions(fraction, fractions)
-        check_choice("scope", scope, ("global", "layer"))
-        check_choice("rewind", rewind, ("weights", "learning_rate", "none"))
-        check_choice("mode", mode, ("min", "max"))
-        check_choice("empty_layers", empty_layers, ("warn", "refuse"))
+        _arguments.check_at_least("rounds", rounds, 1)
+        _arguments.check_rewind_point(rewind_step, rewind_epoch)
+        _arguments.check_fractions(fraction, fractions)
+        _arguments.check_choice("scope", scope, ("global", "layer"))
+        _arguments.check_choice("rewind", rewind, ("weights", "learning_rate", "none"))
+        _arguments.check_choice("mode", mode, ("min", "max"))
+        _arguments.check_choice("empty_layers", empty_layers, ("warn", "refuse"))
         self.rounds = rounds
         self.fraction = fraction
         self.scope: Literal["global", "layer"] = scope

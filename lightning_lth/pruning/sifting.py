@@ -16,7 +16,9 @@ from lightning_lth.pruning.bisection import Part, refuse_nan
 from lightning_lth.pruning.sharding import Ranks
 
 _SPAN = 1 << 22  # elements that one thread takes at a time
-_CHUNK = 1 << 18  # elements; scores, masks and candidates of a chunk stay in a core's cache
+_CHUNK = (
+    1 << 19
+)  # elements; smaller ones lose more to the threads' waiting for the GIL than caches win
 _TORCH_CHUNK = (1 << 15) - 64  # elements; from 2^15 on torch starts threads, which fight with ours
 _MIN_CANDIDATES = 1 << 16
 _CANDIDATE_SHARE = 1 / 32  # of all weights, at 12 bytes each: a tenth of the weights' memory

@@ -111,7 +111,7 @@ def test_gradients_are_masked_before_the_step_also_over_accumulation() -> None:
     MaskKeeper({"weight": module.weight}, [optimizer]).hold_(Masks({"weight": MASK}))
     for _ in range(2):
         module(torch.ones(1, 4)).sum().backward()
-    # Each backward pass adds 1 to every gradient: 5 survivors and 2 biases have the norm sqrt(7 * 4).
+    # Two backward passes: the gradients of 5 survivors and 2 biases are 2, their norm sqrt(28).
     assert torch.equal(module.weight.grad, 2.0 * MASK)
     norm = nn.utils.clip_grad_norm_(module.parameters(), 1.0)
     assert float(norm) == pytest.approx(28**0.5)
