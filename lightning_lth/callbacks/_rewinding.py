@@ -6,7 +6,7 @@ import copy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, final
 
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 
 from lightning_lth.callbacks import _compatibility, _trainer
 from lightning_lth.pruning.rewind import RewindPoint
@@ -165,6 +165,8 @@ def _schedulers(trainer: Trainer) -> list[Any]:
 def _restart_callbacks(trainer: Trainer, state: PruningState) -> None:
     for stopper in trainer.early_stopping_callbacks:
         stopper.load_state_dict(copy.deepcopy(state.early_stopping[stopper.state_key]))
-    for checkpoint in trainer.checkpoint_callbacks:
-        if isinstance(checkpoint, ModelCheckpoint):
-            _trainer.restart_model_checkpoint(checkpoint)
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, ModelCheckpoint):
+            _trainer.restart_model_checkpoint(callback)
+        if isinstance(callback, Timer):
+            _trainer.restart_timer(callback)

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, final
 
 import torch
 from lightning.fabric.utilities.data import _set_sampler_epoch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 from lightning.pytorch.loops.utilities import _reset_progress
+from lightning.pytorch.trainer.states import RunningStage
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -54,8 +54,8 @@ def replace_fit_loop_run(trainer: Trainer, run: Callable[[Callable[[], None]], N
 
 def restore_fit_loop_run(trainer: Trainer) -> None:
     """Undo :func:`replace_fit_loop_run`; does nothing where it was not called."""
-    with suppress(AttributeError):
-        del trainer.fit_loop.run  # the instance attribute; the method of the class shows again
+    for loop, name in ((trainer.fit_loop, "run"), (trainer.fit_loop.epoch_loop, "reset")):
+        vars(loop).pop(name, None)  # the instance attribute; the method of the class shows again
 
 
 def prepare_data(trainer: Trainer) -> None:
@@ -179,6 +179,13 @@ def restart_model_checkpoint(callback: ModelCheckpoint) -> None:
     callback.kth_best_model_path = ""
     callback.kth_value = torch.tensor(torch.inf if callback.mode == "min" else -torch.inf)
     callback._last_global_step_saved = 0  # otherwise it skips a step number it has seen before
+
+
+def restart_timer(callback: Timer) -> None:
+    """Give every training the whole ``Trainer(max_time=...)``."""
+    callback.load_state_dict({})  # no time is used up
+    # Once it has ended, a Timer measures to the end of the first training for good.
+    callback._end_time[RunningStage.TRAINING] = None
 
 
 def _reset_quietly_once(epoch_loop: _TrainingEpochLoop) -> None:

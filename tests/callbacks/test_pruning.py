@@ -299,6 +299,30 @@ def test_the_callback_leaves_round_zero_and_the_module_untouched() -> None:
     assert all(not p._post_accumulate_grad_hooks for p in module.parameters())
 
 
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_round_zero_draws_the_random_numbers_of_a_plain_fit(num_workers: int) -> None:
+    """Shuffling and dropout draw from the global generator, and nothing else may."""
+
+    def run(*callbacks: pl.Callback) -> tuple[Tensor, dict[str, Tensor]]:
+        module, watcher = Classifier(), Watcher()
+        module.net.append(nn.Dropout(0.5))
+        torch.manual_seed(3)
+        state: list[Tensor] = []
+
+        class AtEnd(pl.Callback):
+            def on_train_end(self, *args: object) -> None:
+                state.append(torch.get_rng_state())
+
+        train = loader(shuffle=True, num_workers=num_workers)
+        trainer(watcher, AtEnd(), *callbacks, max_epochs=2).fit(module, train, loader())
+        return state[0], watcher.ends[0]
+
+    rng, end = run(IterativeMagnitudePruning(1))
+    plain_rng, plain_end = run()
+    assert torch.equal(rng, plain_rng)
+    assert_equal(end, plain_end)
+
+
 class ShuffledOrders(pl.Callback):
     def __init__(self) -> None:
         self.orders: list[list[float]] = []

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch._dynamo.testing
 from lightning.pytorch.callbacks import (
+    BaseFinetuning,
     EMAWeightAveraging,
     GradientAccumulationScheduler,
     LearningRateFinder,
@@ -179,6 +180,91 @@ def test_iterable_data_sets(settings: dict[str, int], steps: int, rewind_step: i
     fitter.fit(Classifier(), torch.utils.data.DataLoader(Stream(), batch_size=8), loader())
     assert [record.steps for record in pruning.history] == [steps, steps]
     assert_equal(watcher.ends[0], watcher.ends[1])  # a stream comes in the same order each time
+
+
+def test_every_round_has_the_whole_time_budget() -> None:
+    pruning = IterativeMagnitudePruning(2)
+    fit(pruning, max_epochs=500, max_time={"milliseconds": 200})
+    assert [record.stop_reason for record in pruning.history] == ["should_stop"] * 3
+    assert all(0 < record.steps < 3000 for record in pruning.history)
+
+
+class Freezing(BaseFinetuning):
+    """Trains the head alone in the first epoch, then everything."""
+
+    def freeze_before_training(self, pl_module: pl.LightningModule) -> None:
+        self.freeze(pl_module.net[0])  # type: ignore[operator]
+
+    def finetune_function(
+        self, pl_module: pl.LightningModule, epoch: int, optimizer: optim.Optimizer
+    ) -> None:
+        if epoch == 1:
+            self.unfreeze_and_add_param_group(pl_module.net[0], optimizer, lr=0.01)  # type: ignore[operator]
+
+
+class FilteringClassifier(Classifier):
+    def configure_optimizers(self) -> optim.Optimizer:
+        return optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.1, momentum=0.9)
+
+
+def test_layers_unfrozen_in_the_course_of_a_round_are_frozen_again_in_the_next() -> None:
+    watcher, alone_watcher = Watcher(), Watcher()
+    pruning = IterativeMagnitudePruning(2, parameters=["net.*.weight"], fractions={"net.1.*": 0})
+    fit(watcher, Freezing(), pruning, module=FilteringClassifier())
+    alone = FilteringClassifier()
+    pruning.ticket.apply_(alone)
+    fit(alone_watcher, Freezing(), FixedMasks(pruning.masks), module=alone)
+    assert_equal(watcher.ends[2], alone_watcher.ends[0])
+    body = "net.0.bias"
+    assert not torch.equal(watcher.starts[2][body], watcher.ends[2][body])
+
+
+class Sequences(Classifier):
+    """An embedding tied to the output layer, attention and a recurrent layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Identity()  # type: ignore[assignment]
+        self.embedding = nn.Embedding(7, 8)
+        self.encoder = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.1, batch_first=True)
+        self.recurrent = nn.LSTM(8, 8, num_layers=2, batch_first=True)
+        self.head = nn.Linear(8, 7, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        tokens = (batch[0].abs() * 3).long().clamp(max=6)
+        states, _ = self.recurrent(self.encoder(self.embedding(tokens)))
+        return nn.functional.cross_entropy(self.head(states).flatten(0, 1), tokens.flatten())
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true", "bf16-mixed"])
+def test_attention_recurrence_and_tied_embeddings(precision: str) -> None:
+    module = Sequences()
+    pruning = IterativeMagnitudePruning(2, fraction=0.5, scope="layer")
+    counts: list[int] = []
+
+    class Counter(pl.Callback):
+        def on_train_batch_end(self, *args: object) -> None:
+            counts.append(sum(int(p.count_nonzero()) for p in weights_of(module, pruning)))
+
+    settings: Any = {"precision": precision, "limit_val_batches": 0, "max_epochs": 2}
+    fit(Counter(), pruning, module=module, **settings)
+    assert sorted(pruning.masks) == [
+        "embedding.weight",
+        "encoder.linear1.weight",
+        "encoder.linear2.weight",
+        "encoder.self_attn.in_proj_weight",
+        "encoder.self_attn.out_proj.weight",
+        *(f"recurrent.weight_{kind}_l{layer}" for kind in ("hh", "ih") for layer in (0, 1)),
+    ]
+    # 56 + 2 * 128 + 192 + 64 + 4 * 256 = 1592 weights: half of them, and half of those
+    assert [counts[12], counts[24]] == [796, 398]
+    assert set(counts[12:24]) == {796}
+    assert module.head.weight is module.embedding.weight
+
+
+def weights_of(module: nn.Module, pruning: IterativeMagnitudePruning) -> list[Tensor]:
+    return [module.get_parameter(name) for name in pruning.masks]
 
 
 def test_the_learning_rate_finder_of_lightning_runs_one_sweep_and_no_round() -> None:
