@@ -11,7 +11,7 @@ from typing import Protocol, final
 import torch
 from torch import Tensor
 
-from lightning_lth.pruning.sharding import local_part
+from lightning_lth.pruning.sharding import local_part, placed_like
 
 
 @final
@@ -154,14 +154,7 @@ def _random(seed: int, final: Mapping[str, Tensor], initial: Mapping[str, Tensor
 def _uniform(seed: int, name: str, weights: Tensor) -> Tensor:
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))
-    values = torch.rand(weights.shape, generator=generator).to(weights.device)
-    if not hasattr(weights, "device_mesh"):
-        return values
-    from torch.distributed.tensor import DTensor, distribute_tensor  # slow, rarely needed
-
-    assert isinstance(weights, DTensor)
-    # Every rank has drawn the same values, so none has to send its own.
-    return distribute_tensor(values, weights.device_mesh, weights.placements, src_data_rank=None)
+    return placed_like(torch.rand(weights.shape, generator=generator), weights)
 
 
 def _check_inputs(name: str, tensors: tuple[Tensor, ...]) -> None:
