@@ -6,6 +6,7 @@ Run as ``python distributed_fits.py STRATEGY FOLDER``.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -18,7 +19,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_lth import IterativeMagnitudePruning
-from lightning_lth.pruning.masks import local_part
+from lightning_lth.pruning.scoring import magnitude, random
+from lightning_lth.pruning.sharding import local_part
 from tests.callbacks.modules import Classifier, data, trainer
 
 
@@ -55,7 +57,9 @@ def main(strategy_name: str, folder: Path) -> None:
     seed_everything(0, verbose=False)
     is_sharded = strategy_name == "fsdp2"
     strategy = ModelParallelStrategy(2, 1) if is_sharded else DDPStrategy()
-    pruning = IterativeMagnitudePruning(2, ticket_dir=folder / "tickets")
+    rank = int(os.environ.get("LOCAL_RANK", "0"))
+    criterion = random(rank) if strategy_name == "ddp_differing" else magnitude
+    pruning = IterativeMagnitudePruning(2, ticket_dir=folder / "tickets", criterion=criterion)
     fitter = trainer(
         pruning,
         strategy=strategy,
@@ -65,7 +69,6 @@ def main(strategy_name: str, folder: Path) -> None:
         gradient_clip_val=None if is_sharded else 0.1,
     )
     module = Distributed(is_sharded=is_sharded)
-    rank = int(__import__("os").environ.get("LOCAL_RANK", "0"))
     fitter.fit(module, batches(2, rank), batches(2, rank))
     state = {
         k: v.full_tensor() if hasattr(v, "full_tensor") else v

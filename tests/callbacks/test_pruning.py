@@ -323,6 +323,34 @@ def test_round_zero_draws_the_random_numbers_of_a_plain_fit(num_workers: int) ->
     assert_equal(end, plain_end)
 
 
+def test_a_round_starts_without_the_metrics_of_the_last() -> None:
+    seen: list[list[str]] = []
+
+    class AtStart(pl.Callback):
+        def on_train_start(self, trainer: pl.Trainer, *args: object) -> None:
+            seen.append(sorted(trainer.callback_metrics))
+
+    fit(AtStart(), IterativeMagnitudePruning(2))
+    assert seen == [[], [], []]
+
+
+def test_data_is_reloaded_when_a_training_alone_would_reload_it() -> None:
+    class Loading(Classifier):
+        loads: tuple[int, ...] = ()
+
+        def train_dataloader(self) -> Any:
+            self.loads = (*self.loads, self.current_epoch)
+            return loader()
+
+        def val_dataloader(self) -> Any:
+            return loader()
+
+    module = Loading()
+    settings = {"max_epochs": 3, "reload_dataloaders_every_n_epochs": 2}
+    trainer(IterativeMagnitudePruning(2), **settings).fit(module)
+    assert module.loads == (0, 2) * 3
+
+
 class ShuffledOrders(pl.Callback):
     def __init__(self) -> None:
         self.orders: list[list[float]] = []

@@ -19,9 +19,9 @@ from tests.callbacks.modules import assert_equal, trainer
 SCRIPT = Path(__file__).with_name("distributed_fits.py")
 
 
-def launch(strategy: str, folder: Path) -> list[dict[str, Any]]:
+def start(strategy: str, folder: Path) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONPATH": str(SCRIPT.parents[2]), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, str(SCRIPT), strategy, str(folder)],
         env=environment,
         capture_output=True,
@@ -29,6 +29,10 @@ def launch(strategy: str, folder: Path) -> list[dict[str, Any]]:
         timeout=120,
         check=False,
     )
+
+
+def launch(strategy: str, folder: Path) -> list[dict[str, Any]]:
+    done = start(strategy, folder)
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads((folder / f"result_{rank}.json").read_text()) for rank in range(2)]
 
@@ -66,3 +70,9 @@ def test_two_processes_agree_with_one(strategy: str, tmp_path: Path) -> None:
         torch.testing.assert_close(weights[0][name], value)
     ticket = Ticket.load(tmp_path / "tickets" / "round_02.safetensors")
     assert ticket.masks == pruning.masks
+
+
+def test_ranks_that_would_prune_differently_are_stopped(tmp_path: Path) -> None:
+    done = start("ddp_differing", tmp_path)
+    assert done.returncode != 0
+    assert "RuntimeError: The ranks would prune different weights" in done.stderr

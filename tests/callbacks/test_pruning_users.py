@@ -105,6 +105,31 @@ def test_manual_optimization_with_two_optimizers_and_own_clipping() -> None:
     assert watcher.rates[36:] == alone_watcher.rates
 
 
+class OwnAccumulation(Classifier):
+    """Steps after every fourth batch; two batches of each epoch wait for the next."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        optimizer: Any = self.optimizers()
+        self.manual_backward(super().training_step(batch, batch_idx))
+        if (batch_idx + 1) % 4 == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def test_gradients_left_over_from_one_round_are_not_those_of_the_next() -> None:
+    watcher, alone_watcher = Watcher(), Watcher()
+    pruning = IterativeMagnitudePruning(2)
+    fit(watcher, pruning, module=OwnAccumulation())
+    alone = OwnAccumulation()
+    pruning.ticket.apply_(alone)
+    fit(FixedMasks(pruning.masks), alone_watcher, module=alone)
+    assert_equal(watcher.ends[2], alone_watcher.ends[0])
+
+
 class NoisyGradients(Classifier):
     def on_before_optimizer_step(self, optimizer: optim.Optimizer) -> None:
         for parameter in self.parameters():

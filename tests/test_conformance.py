@@ -1,0 +1,156 @@
+"""What every callback keeps to, whatever it does."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_lth import FixedMasks, IterativeMagnitudePruning, Masks, callbacks
+from tests.callbacks.modules import Classifier, assert_equal, loader, trainer, weights
+
+MASKS = Masks({"net.0.weight": torch.arange(96).remainder(2).view(16, 6)})
+ARGUMENTS: dict[type[pl.Callback], dict[str, Any]] = {
+    IterativeMagnitudePruning: {
+        "rounds": 2,
+        "fraction": 0.3,
+        "scope": "layer",
+        "rewind_step": 3,
+        "fractions": {"net.3.*": 0.1},
+        "parameters": ["net.0.weight", "net.3.weight"],
+        "ticket_dir": "tickets",
+    },
+    FixedMasks: {"masks": MASKS},
+}
+MAKERS: dict[str, Callable[[], pl.Callback]] = {
+    "IterativeMagnitudePruning": lambda: IterativeMagnitudePruning(1),
+    "FixedMasks": lambda: FixedMasks(MASKS),
+}
+every_callback = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+
+
+class Fragile(Classifier):
+    """Fails where it is told to; has a test step."""
+
+    fails_in = ""
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        self.fail("training_step")
+        return super().training_step(batch, batch_idx)
+
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        self.fail("sanity_check" if self.trainer.sanity_checking else "validation_step")
+        super().validation_step(batch, batch_idx)
+
+    def test_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        self.log("test_sum", self.net(batch[0]).sum())
+
+    def on_train_epoch_start(self) -> None:
+        self.fail("on_train_epoch_start")
+
+    def on_train_end(self) -> None:
+        self.fail("on_train_end")
+
+    def fail(self, phase: str) -> None:
+        if phase == self.fails_in:
+            raise KeyError(phase)
+
+
+def test_every_callback_is_here() -> None:
+    assert sorted(MAKERS) == sorted(callbacks.__all__)
+    assert sorted(kind.__name__ for kind in ARGUMENTS) == sorted(callbacks.__all__)
+
+
+@pytest.mark.parametrize("kind", ARGUMENTS)
+def test_arguments_read_back_as_they_were_given(kind: type[pl.Callback]) -> None:
+    callback = kind(**ARGUMENTS[kind])
+    for name, parameter in inspect.signature(kind).parameters.items():
+        expected = ARGUMENTS[kind].get(name, parameter.default)
+        assert getattr(callback, name) is expected, name
+
+
+@every_callback
+def test_copies_and_pickles(make: Callable[[], pl.Callback]) -> None:
+    callback = make()
+    for twin in (copy.deepcopy(callback), pickle.loads(pickle.dumps(callback))):
+        module, other = Fragile(), Fragile()
+        trainer(callback, max_epochs=1).fit(module, loader(), loader())
+        trainer(twin, max_epochs=1).fit(other, loader(), loader())
+        assert_equal(weights(module), weights(other))
+        assert (module.net[0].weight == 0).any()
+
+
+@every_callback
+@pytest.mark.parametrize(
+    "phase",
+    ["sanity_check", "training_step", "validation_step", "on_train_epoch_start", "on_train_end"],
+)
+def test_an_exception_leaves_trainer_and_module_as_without_the_callback(
+    make: Callable[[], pl.Callback], phase: str
+) -> None:
+    module, fitter = Fragile(), trainer(make(), max_epochs=1, num_sanity_val_steps=1)
+    module.fails_in = phase
+    with pytest.raises(KeyError, match=phase):
+        fitter.fit(module, loader(), loader())
+    assert not [p for p in module.parameters() if p._post_accumulate_grad_hooks]
+    assert not [o for o in fitter.optimizers if o._optimizer_step_post_hooks]
+    assert not vars(fitter.fit_loop).keys() & {"run"}
+    assert not vars(fitter.fit_loop.epoch_loop).keys() & {"reset"}
+    module.fails_in = ""
+    module.train()  # Lightning leaves it in eval mode when validation fails
+    zeros = module.net[0].weight == 0
+    trainer(max_epochs=1).fit(module, loader(), loader())
+    assert not (module.net[0].weight[zeros] == 0).any()  # nothing holds them any more
+
+
+@every_callback
+def test_fit_then_test_then_fit(make: Callable[[], pl.Callback]) -> None:
+    callback = make()
+    first, second = Fragile(), Fragile()
+    fitter = trainer(callback, max_epochs=1)
+    fitter.fit(first, loader(), loader())
+    end = weights(first)
+    fitter.test(first, loader(), verbose=False)
+    fitter.validate(first, loader(), verbose=False)
+    assert_equal(weights(first), end)
+    trainer(callback, max_epochs=1).fit(second, loader(), loader())
+    assert_equal(weights(second), end)
+
+
+@every_callback
+def test_fast_dev_run(make: Callable[[], pl.Callback]) -> None:
+    module = Fragile()
+    trainer(make(), fast_dev_run=True).fit(module, loader(), loader())
+    assert (module.net[0].weight == 0).any()
+
+
+@every_callback
+def test_state_survives_being_saved_and_loaded(make: Callable[[], pl.Callback]) -> None:
+    callback = make()
+    trainer(callback, max_epochs=1).fit(Fragile(), loader(), loader())
+    twin = make()
+    twin.load_state_dict(copy.deepcopy(callback.state_dict()))
+    assert_same(twin.state_dict(), callback.state_dict())
+
+
+def assert_same(first: Any, second: Any) -> None:
+    """Equal, with tensors compared by value."""
+    assert type(first) is type(second)
+    if isinstance(first, Tensor):
+        assert torch.equal(first, second)
+    elif isinstance(first, dict):
+        assert first.keys() == second.keys()
+        for key in first:
+            assert_same(first[key], second[key])
+    elif isinstance(first, list | tuple):
+        for one, other in zip(first, second, strict=True):
+            assert_same(one, other)
+    else:
+        assert first == second
