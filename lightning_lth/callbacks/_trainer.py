@@ -85,8 +85,6 @@ def set_position(trainer: Trainer, position: Position) -> None:
     for loop in (fit_loop, epoch_loop, epoch_loop.val_loop):
         _forget_restart(loop)
         loop.reset_restart_stage()
-    _forget_restart(epoch_loop.automatic_optimization)
-    _forget_restart(epoch_loop.manual_optimization)
     _count(fit_loop.epoch_progress, position.epoch, position.epoch)
     _count(epoch_loop.batch_progress, position.total_batches, position.batch)
     automatic = epoch_loop.automatic_optimization.optim_progress.optimizer.step

@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed.tensor
 
-from lightning_lth import IterativeMagnitudePruning, Ticket
+from lightning_lth import IterativeMagnitudePruning, Masks, Ticket
+from lightning_lth.callbacks._compatibility import refuse_sharded_resume
 from tests.callbacks.distributed_fits import Distributed, batches
 from tests.callbacks.modules import assert_equal, trainer
 
@@ -76,3 +78,19 @@ def test_ranks_that_would_prune_differently_are_stopped(tmp_path: Path) -> None:
     done = start("ddp_differing", tmp_path)
     assert done.returncode != 0
     assert "RuntimeError: The ranks would prune different weights" in done.stderr
+
+
+def test_resuming_with_sharded_parameters_is_refused(tmp_path: Path) -> None:
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1
+    )
+    try:
+        mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
+        weight = torch.distributed.tensor.distribute_tensor(
+            torch.ones(4, 2), mesh, [torch.distributed.tensor.Shard(0)]
+        )
+        refuse_sharded_resume(Masks.dense({"w": weight}), {"w": weight})
+        with pytest.raises(RuntimeError, match="cannot be resumed"):
+            refuse_sharded_resume(Masks({"w": torch.ones(4, 2)}), {"w": weight})
+    finally:
+        torch.distributed.destroy_process_group()
