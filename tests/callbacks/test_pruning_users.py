@@ -150,7 +150,19 @@ class OwnClipping(Classifier):
             parameter.grad = parameter.grad.sign() + 1  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("module_type", [NoisyGradients, HandMadeGradients, OwnClipping])
+class ManualNoise(OwnAccumulation):
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        optimizer: Any = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(Classifier.training_step(self, batch, batch_idx))
+        for parameter in self.parameters():
+            parameter.grad.add_(1.0)  # type: ignore[union-attr]
+        optimizer.step()
+
+
+@pytest.mark.parametrize(
+    "module_type", [NoisyGradients, HandMadeGradients, OwnClipping, ManualNoise]
+)
 def test_pruned_weights_stay_zero_where_users_change_gradients(module_type: Any) -> None:
     watcher = Watcher()
     fit(watcher, IterativeMagnitudePruning(2), module=module_type())
