@@ -34,7 +34,6 @@ ROUNDS = 5
 FRACTION = 0.4  # the papers prune 0.2 and more rounds; this gets to 8 % in five
 OUTPUT_FRACTION = 0.2  # the output layer at half the rate, as in Frankle & Carbin
 BATCH_SIZE = 60
-VALIDATE_EVERY = 10  # steps
 SEED, CONTROL_SEED = 1, 1001
 RESULTS = Path("results") / "digits_ticket"
 
@@ -48,6 +47,7 @@ class Data:
     test: TensorDataset
     max_steps: int
     learning_rate: float
+    validate_every: int  # steps
 
     def loaders(self) -> tuple[DataLoader, list[DataLoader]]:
         """Shuffled training batches; validation and test in one batch each."""
@@ -154,8 +154,8 @@ def train(module: LeNet, data: Data, *callbacks: Callback, is_control: bool = Fa
         logger=False if is_control else TensorBoardLogger(RESULTS, name="events"),
         accelerator="cpu",
         check_val_every_n_epoch=None,
-        val_check_interval=VALIDATE_EVERY,
-        log_every_n_steps=VALIDATE_EVERY,
+        val_check_interval=data.validate_every,
+        log_every_n_steps=data.validate_every,
         enable_checkpointing=False,
         enable_model_summary=False,
         enable_progress_bar=not is_control,
@@ -197,15 +197,17 @@ def load_data(arguments: argparse.Namespace) -> Data:
     """Digits, or MNIST if a folder was given."""
     if arguments.data_dir is None:
         inputs, labels = load_digits()
-        return split(inputs, labels, [1000, 300, 497], arguments.max_steps or 500, 4e-3)
+        parts = split(inputs, labels, [1000, 300, 497])
+        return Data(*parts, arguments.max_steps or 500, learning_rate=4e-3, validate_every=10)
     from torchvision.datasets import MNIST
 
-    parts = [MNIST(arguments.data_dir, train=is_train) for is_train in (True, False)]
-    images = [part.data.flatten(1).float() / 255 for part in parts]
-    sizes, max_steps = [55_000, 5_000, 0], arguments.max_steps or 2_000
-    data = split(images[0], parts[0].targets, sizes, max_steps, 1.2e-3)  # as Frankle & Carbin
-    data.test = TensorDataset(images[1], parts[1].targets)
-    return data
+    official = [MNIST(arguments.data_dir, train=is_train) for is_train in (True, False)]
+    images = [part.data.flatten(1).float() / 255 for part in official]
+    parts = split(images[0], official[0].targets, [55_000, 5_000])
+    test = TensorDataset(images[1], official[1].targets)
+    max_steps = arguments.max_steps or 2_000
+    validate_every = min(100, max_steps)  # this and the rate as Frankle & Carbin
+    return Data(*parts, test, max_steps, learning_rate=1.2e-3, validate_every=validate_every)
 
 
 def load_digits() -> tuple[Tensor, Tensor]:
@@ -216,13 +218,10 @@ def load_digits() -> tuple[Tensor, Tensor]:
     return torch.tensor(images, dtype=torch.float32) / 16, torch.tensor(labels)
 
 
-def split(
-    inputs: Tensor, labels: Tensor, sizes: list[int], max_steps: int, learning_rate: float
-) -> Data:
+def split(inputs: Tensor, labels: Tensor, sizes: list[int]) -> list[TensorDataset]:
     """A random split that every run shares."""
     order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0))
-    parts = [TensorDataset(inputs[part], labels[part]) for part in order.split(sizes)]
-    return Data(*parts, max_steps=max_steps, learning_rate=learning_rate)
+    return [TensorDataset(inputs[part], labels[part]) for part in order.split(sizes)]
 
 
 def parse_arguments() -> argparse.Namespace:

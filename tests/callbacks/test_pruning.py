@@ -488,6 +488,18 @@ def test_a_round_that_empties_a_layer_warns_or_is_refused() -> None:
         fit(refusing, module=TinyHead())
 
 
+def test_fixed_masks_are_there_when_the_sanity_check_looks() -> None:
+    seen: list[int] = []
+
+    class AtSanityCheck(pl.Callback):
+        def on_sanity_check_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+            seen.append(int(module.state_dict()[PRUNABLE[0]].count_nonzero()))
+
+    mask = torch.arange(96).remainder(2).view(16, 6)
+    fit(AtSanityCheck(), FixedMasks(Masks({PRUNABLE[0]: mask})), num_sanity_val_steps=1)
+    assert seen == [48]
+
+
 def test_fixed_masks_hold_in_every_training() -> None:
     watcher = Watcher()
     mask = torch.zeros(16, 6)

@@ -100,6 +100,10 @@ def test_second_moments_of_pruned_weights_are_one_where_zeros_would_be_slow() ->
     train(module, optimizer, 1, mask=None)
     moment = optimizer.state[module.weight]["exp_avg_sq"]
     assert torch.equal(moment[MASK == 0], torch.ones(3))
+    keeper.hold_(Masks({"weight": MASK}))
+    assert torch.equal(moment[MASK == 0], torch.zeros(3))
+    train(module, optimizer, 1, mask=None)
+    assert torch.equal(moment[MASK == 0], torch.ones(3))
     for _ in range(1000):  # 0.5 ** 1000 is 0; it has to be written anew
         train(module, optimizer, 1, mask=None)
         assert float(moment[MASK == 0].min()) > 1e-20
