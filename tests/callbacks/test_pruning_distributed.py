@@ -80,6 +80,7 @@ def test_ranks_that_would_prune_differently_are_stopped(tmp_path: Path) -> None:
     assert "RuntimeError: The ranks would prune different weights" in done.stderr
 
 
+@pytest.mark.filterwarnings("ignore:DTensor random operators")  # torch 2.6; none is used
 def test_resuming_with_sharded_parameters_is_refused(tmp_path: Path) -> None:
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1

@@ -202,3 +202,26 @@ def test_the_callback_can_be_pickled_before_and_after_a_fit() -> None:
     pickle.loads(pickle.dumps(pruning))
     trainer(pruning, max_epochs=1).fit(Classifier(adamw), loader(), loader())
     assert pickle.loads(pickle.dumps(pruning)).masks == pruning.masks
+
+
+def test_a_new_fit_starts_from_its_own_weights() -> None:
+    pruning = IterativeMagnitudePruning(1)
+    for seed in (1, 2):
+        module = Classifier(seed=seed)
+        start = weights(module)["net.0.weight"]
+        trainer(pruning, max_epochs=1).fit(module, loader(), loader())
+        assert torch.equal(pruning.ticket.weights["net.0.weight"], start)
+        assert [record.round for record in pruning.history] == [0, 1]
+
+
+def test_schedulers_stay_at_rest_when_fine_tuning_is_resumed(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"pruning": {"rewind": "none"}, "scheduler": warm_up}
+    uninterrupted = run(SaveEpochs(tmp_path), **settings)
+    for checkpoint in sorted(tmp_path.iterdir()):
+        resumed = run(ckpt_path=checkpoint, **settings)
+        assert_same_end(resumed, uninterrupted, checkpoint)
+        assert (
+            resumed[2].optimizers[0].param_groups[0]["lr"]
+            == (uninterrupted[2].optimizers[0].param_groups[0]["lr"])
+        )
+        assert resumed[2].lr_scheduler_configs[0].scheduler.last_epoch == 18
