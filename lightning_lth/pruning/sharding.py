@@ -135,14 +135,14 @@ def as_shard(local: Tensor, like: Tensor) -> Tensor:
         return local.view(like.shape)
     from torch.distributed.tensor import DTensor
 
-    whole = _of(like)
+    pattern = _of(like)
     return DTensor.from_local(
-        local.view(whole.to_local().shape),
-        whole.device_mesh,
-        whole.placements,
+        local.view(pattern.to_local().shape),
+        pattern.device_mesh,
+        pattern.placements,
         run_check=False,
-        shape=whole.shape,
-        stride=whole.stride(),
+        shape=pattern.shape,
+        stride=pattern.stride(),
     )
 
 

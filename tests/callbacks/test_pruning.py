@@ -119,7 +119,7 @@ def test_three_rounds_equal_a_plain_torch_implementation_bit_for_bit(name: str) 
 def test_pruned_weights_are_zero_after_every_step(name: str, rewind_step: int) -> None:
     watcher = Watcher()
     pruning = IterativeMagnitudePruning(3, rewind_step=rewind_step)
-    fit(watcher, pruning, module=Classifier(OPTIMIZERS[name]), accumulate_grad_batches=1)
+    fit(watcher, pruning, module=Classifier(OPTIMIZERS[name]))
     expected = [144] * 18 + [n for n in SURVIVORS[1:] for _ in range(18 - rewind_step)]
     assert watcher.nonzero == expected
 
