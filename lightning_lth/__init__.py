@@ -1,6 +1,14 @@
 """Callbacks for PyTorch Lightning to find lottery tickets, and to see and steer training."""
 
-from lightning_lth.callbacks import FixedMasks, IterativeMagnitudePruning
+from lightning_lth.callbacks import FixedMasks, Initializer, IterativeMagnitudePruning
+from lightning_lth.initialization import (
+    InitializationReport,
+    InitializedParameter,
+    LayerSignal,
+    SignalReport,
+    initialize_,
+    signal_propagation,
+)
 from lightning_lth.pruning.history import History, RoundRecord
 from lightning_lth.pruning.masks import Masks
 from lightning_lth.pruning.tickets import Ticket, TicketReport
@@ -8,9 +16,16 @@ from lightning_lth.pruning.tickets import Ticket, TicketReport
 __all__ = [
     "FixedMasks",
     "History",
+    "InitializationReport",
+    "InitializedParameter",
+    "Initializer",
     "IterativeMagnitudePruning",
+    "LayerSignal",
     "Masks",
     "RoundRecord",
+    "SignalReport",
     "Ticket",
     "TicketReport",
+    "initialize_",
+    "signal_propagation",
 ]

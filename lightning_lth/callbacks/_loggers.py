@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -13,6 +13,8 @@ from lightning_lth.callbacks._trainer import logging_step
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
+    from lightning_lth.initialization.report import InitializationReport
+    from lightning_lth.initialization.signal import SignalReport
     from lightning_lth.pruning.history import History
     from lightning_lth.pruning.masks import Masks
 
@@ -29,9 +31,7 @@ def log_densities(trainer: Trainer, round_: int, masks: Masks) -> None:
 @rank_zero_only
 def add_figures(trainer: Trainer, history: History) -> None:
     """Draw the rounds so far into TensorBoard; nothing where matplotlib is not installed."""
-    writers = [
-        logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)
-    ]
+    writers = _tensorboard_writers(trainer)
     if not writers or find_spec("matplotlib") is None:
         return
     from lightning_lth.pruning import figures
@@ -42,3 +42,27 @@ def add_figures(trainer: Trainer, history: History) -> None:
         )
         if any(record.best_value is not None for record in history):
             writer.add_figure("pruning/best", figures.best_value(history), logging_step(trainer))
+
+
+@rank_zero_only
+def log_initialization(
+    trainer: Trainer, report: InitializationReport, signal: SignalReport | None
+) -> None:
+    """Write the report of an initialization to TensorBoard, and how signals propagate."""
+    for writer in _tensorboard_writers(trainer):
+        writer.add_text("initialization/report", report.to_markdown(), logging_step(trainer))
+        if signal is None:
+            continue
+        table = f"```\n{signal}\n```"
+        writer.add_text("initialization/signal", table, logging_step(trainer))
+        if find_spec("matplotlib") is not None:
+            from lightning_lth.initialization import figures
+
+            figure = figures.signal_propagation({"initialization": signal})
+            writer.add_figure("initialization/signal", figure, logging_step(trainer))
+
+
+def _tensorboard_writers(trainer: Trainer) -> list[Any]:
+    return [
+        logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)
+    ]

@@ -1,7 +1,7 @@
 """Every private attribute of the Trainer that we cannot avoid, with the reason; Lightning 2.6.
 
-Lightning offers no public way to run more than one training in a fit. Everything here exists for
-that: running `_FitLoop.run` several times, and setting its counters between the runs.
+Lightning offers no public way to run more than one training in a fit. Nearly everything here exists
+for that: running `_FitLoop.run` several times, and setting its counters between the runs.
 """
 
 from __future__ import annotations
@@ -135,6 +135,11 @@ def set_sampler_epoch(trainer: Trainer, epoch: int) -> None:
         _set_sampler_epoch(loader, epoch)
 
 
+def train_dataloader_source(trainer: Trainer) -> Any:
+    """What the user gives to train on: a loader, or loaders in a structure; a hook is called."""
+    return trainer.fit_loop._data_source.dataloader()
+
+
 def train_dataloaders(trainer: Trainer) -> list[Any]:
     """The training data loaders, as a flat list."""
     combined_loader = trainer.fit_loop._combined_loader
@@ -153,6 +158,14 @@ def num_epochs(trainer: Trainer) -> int:
 def is_fast_dev_run(trainer: Trainer) -> bool:
     """Whether this is a trial run of a batch or a few; set by Lightning where mypy can't see it."""
     return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+
+
+def is_resuming(trainer: Trainer) -> bool:
+    """Whether, before training starts, a checkpoint has been loaded to go on from.
+
+    ``trainer.ckpt_path`` would not do: Lightning's learning-rate finder leaves its own path there.
+    """
+    return bool(trainer._checkpoint_connector._loaded_checkpoint)
 
 
 def is_stopping(trainer: Trainer) -> bool:

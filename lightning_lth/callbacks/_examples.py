@@ -1,0 +1,100 @@
+"""An example batch that no data loader notices, and a module that can be tried out on it."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch.utilities import CombinedLoader
+from lightning.pytorch.utilities.seed import isolate_rng
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from torch.utils.data import DataLoader, IterableDataset
+
+from lightning_lth.callbacks import _trainer
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+
+_ADVICE = "Pass `example_input`, or set `example_input_array` on the module."
+
+
+def example_batch(trainer: Trainer) -> Any:
+    """A batch of the training data, as ``training_step`` gets it.
+
+    Its examples are spread evenly over the data set and are taken from it directly: samplers,
+    generators, workers and random states do not notice.
+
+    Raises:
+        LookupError: If the data cannot be read without using it up.
+    """
+    with isolate_rng():
+        loaders = _trainer.train_dataloader_source(trainer)
+        batch = _batches(loaders.iterables if isinstance(loaders, CombinedLoader) else loaders)
+        module = trainer.lightning_module
+        batch = trainer.precision_plugin.convert_input(batch)
+        batch = module._on_before_batch_transfer(batch)
+        return trainer.strategy.batch_to_device(batch)
+
+
+def rehearsal(module: LightningModule) -> LightningModule:
+    """A copy without a Trainer, on which steps can be tried out.
+
+    Methods that ``torch.compile`` has put on the instance would run the original; they are dropped.
+    """
+    replica = copy.deepcopy(module)
+    for name in ("forward", "training_step"):
+        vars(replica).pop(name, None)
+    return replica
+
+
+def training_step(trainer: Trainer, module: LightningModule, batch: Any) -> Any:
+    """Run one training step of a :func:`rehearsal`; what it logs goes nowhere.
+
+    Raises:
+        LookupError: If the step takes an iterator instead of a batch.
+    """
+    if is_param_in_hook_signature(module.training_step, "dataloader_iter", explicit=True):
+        raise LookupError(f"`training_step` takes a `dataloader_iter`. {_ADVICE}")
+    arguments = [batch]
+    if is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2):
+        arguments.append(0)
+    for name in ("log", "log_dict"):
+        vars(module)[name] = _ignore
+    with trainer.precision_plugin.train_step_context():
+        return module.training_step(*arguments)
+
+
+def _ignore(*args: Any, **kwargs: Any) -> None:
+    """Stands in for ``log`` and ``log_dict``."""
+
+
+def _batches(loaders: Any) -> Any:
+    """Batches in the structure that the loaders come in."""
+    if isinstance(loaders, dict):
+        return {name: _batches(loader) for name, loader in loaders.items()}
+    if isinstance(loaders, (list, tuple)):
+        return type(loaders)(_batches(loader) for loader in loaders)
+    return _batch(loaders)
+
+
+def _batch(loader: Any) -> Any:
+    if not isinstance(loader, DataLoader):
+        raise LookupError(
+            f"a {type(loader).__name__} cannot be read without using it up. {_ADVICE}"
+        )
+    dataset = loader.dataset
+    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+        raise LookupError(
+            f"{type(dataset).__name__} has no examples that can be read without using it up. "
+            f"{_ADVICE}"
+        )
+    size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
+    total = len(dataset)
+    if total == 0:
+        raise LookupError(f"{type(dataset).__name__} is empty. {_ADVICE}")
+    if size is None:  # automatic batching is switched off
+        return loader.collate_fn(dataset[0])
+    size = min(size, total)
+    indices = [position * total // size for position in range(size)]
+    many = getattr(dataset, "__getitems__", None)
+    return loader.collate_fn(many(indices) if many else [dataset[index] for index in indices])
