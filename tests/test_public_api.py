@@ -16,6 +16,7 @@ import lightning_lth.callbacks
 from lightning_lth._version import __version__
 
 ROOT = Path(__file__).parents[1]
+CORE = ["initialization", "pruning"]
 
 
 def test_all_lists_the_public_names() -> None:
@@ -54,9 +55,12 @@ def test_the_installed_version_is_the_one_of_the_code() -> None:
 
 
 def test_the_core_does_not_import_lightning() -> None:
+    core = [folder for folder in (ROOT / "lightning_lth").iterdir() if folder.name in CORE]
+    assert len(core) == len(CORE)
     modules = [
-        f"lightning_lth.pruning.{path.stem}"
-        for path in sorted((ROOT / "lightning_lth" / "pruning").glob("[!_]*.py"))
+        f"lightning_lth.{folder.name}.{path.stem}"
+        for folder in core
+        for path in sorted(folder.glob("[!_]*.py"))
     ]
     # The package's own __init__ imports the callbacks; an empty one stands in for it.
     code = (

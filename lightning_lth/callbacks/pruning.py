@@ -38,11 +38,9 @@ class IterativeMagnitudePruning(Callback):
     ``Trainer(max_epochs=...)`` or ``Trainer(max_steps=...)`` is the budget of *one* training. The
     callback runs ``rounds + 1`` trainings inside one ``fit``: round 0 is dense, and each later one
     prunes and rewinds first. Each has its own ``on_train_start`` and ``on_train_end``, starts with
-    the optimizers, learning-rate schedulers, gradient scaler, buffers and step counters of the
-    rewind point, and ends when its budget is used up or EarlyStopping, say, ends it. Only the steps
-    of the loggers go on. After ``fit`` the module holds the trained weights of the last round.
-
-    Pruned weights are exactly zero from then on. Module and ``state_dict`` stay as they are.
+    optimizers, schedulers, gradient scaler, buffers and counters of the rewind point, and ends with
+    its budget or by EarlyStopping. Only the steps of the loggers go on. After ``fit`` the module
+    has the weights of the last round. Pruned weights are exactly zero; no ``state_dict`` changes.
 
     Args:
         rounds: How often to prune; at least 1. One-shot pruning is ``rounds=1``.
@@ -118,9 +116,9 @@ class IterativeMagnitudePruning(Callback):
         self.mode = mode
         self.ticket_dir = ticket_dir
         self.empty_layers = empty_layers
+        self._rewinding = self._new_rewinding()
         self._state = PruningState()
         self._keeper: MaskKeeper | None = None
-        self._rewinding = Rewinding(rewind, rewind_step, rewind_epoch, repeat_data_order)
 
     @property
     def round(self) -> int:
@@ -156,6 +154,7 @@ class IterativeMagnitudePruning(Callback):
         _compatibility.refuse_incompatible(trainer, self, (IterativeMagnitudePruning, FixedMasks))
         if trainer.global_step == 0 and trainer.current_epoch == 0:
             self._state = PruningState()
+        self._rewinding = self._new_rewinding()
         self._rewinding.start(trainer)
         _trainer.replace_fit_loop_run(trainer, partial(self._run_rounds, trainer))
 
@@ -222,6 +221,9 @@ class IterativeMagnitudePruning(Callback):
         """Take every hook away."""
         self._release(trainer)
 
+    def _new_rewinding(self) -> Rewinding:
+        return Rewinding(self.rewind, self.rewind_step, self.rewind_epoch, self.repeat_data_order)
+
     def _run_rounds(self, trainer: Trainer, train_once: Callable[[], None]) -> None:
         is_nested = self not in trainer.callbacks  # type: ignore[attr-defined]  # Lightning's tuner
         if is_nested or trainer.limit_train_batches == 0:
@@ -265,8 +267,7 @@ class IterativeMagnitudePruning(Callback):
         _recording.observe(trainer, self._state, monitor, mode)
 
     def _finish_round(self, trainer: Trainer) -> None:
-        state = self._state
-        if len(state.history) > state.round:
+        if len((state := self._state).history) > state.round:
             return  # resumed from a checkpoint that was saved after the round
         self._rewinding.check_captured(trainer, state)
         state.history.append(_recording.record(trainer, state))

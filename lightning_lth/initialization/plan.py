@@ -122,7 +122,7 @@ class Plan:
             decision.notes.append(f"times {factor:.4g} in a residual branch")
 
         def values() -> Tensor:
-            into = replace(weight, out=target.memory_for(maps) if mask is None else None)
+            into = replace(weight, out=target.memory_for(maps))
             drawn = rule(into, generator_for(self.seed, target.name))
             arranged = maps.arrange(_checked(drawn, weight, target.name))
             if factor != 1:

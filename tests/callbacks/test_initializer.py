@@ -22,6 +22,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset,
 
 from lightning_lth import FixedMasks, Initializer, IterativeMagnitudePruning, Masks, initialize_
 from lightning_lth import initialization as init
+from tests.callbacks.distributed_initializer import Noisy
 from tests.callbacks.modules import (
     BATCH_SIZE,
     Classifier,
@@ -100,8 +101,9 @@ def test_the_seed_is_that_of_seed_everything(monkeypatch: pytest.MonkeyPatch) ->
     assert_equal(found, start(Classifier(), Initializer(seed=21)))
 
 
+@pytest.mark.parametrize("dataset", [data(), Noisy()])
 @pytest.mark.parametrize("shuffle", [True, False])
-def test_nothing_but_the_weights_is_different(shuffle: bool) -> None:
+def test_nothing_but_the_weights_is_different(shuffle: bool, dataset: Dataset[Any]) -> None:
     """The same weights set by hand give the same training, to the bit; generators included."""
 
     def fit(*callbacks: pl.Callback, by_hand: bool) -> tuple[dict[str, Tensor], Tensor, Tensor]:
@@ -115,7 +117,7 @@ def test_nothing_but_the_weights_is_different(shuffle: bool) -> None:
             )
         torch.manual_seed(5)
         generator = torch.Generator().manual_seed(1)
-        train = loader(shuffle=shuffle, generator=generator)
+        train = DataLoader(dataset, BATCH_SIZE, shuffle=shuffle, generator=generator)
         trainer(*callbacks, max_epochs=2, num_sanity_val_steps=1).fit(module, train, loader())
         return weights(module), torch.get_rng_state(), generator.get_state()
 
@@ -145,6 +147,9 @@ def test_the_example_is_spread_over_the_data_set() -> None:
     start(Classifier(), Initializer(), train=DataLoader(dataset, batch_size=BATCH_SIZE))
     assert dataset.asked[:8] == [0, 6, 12, 18, 24, 30, 36, 42]
     assert sorted(dataset.asked[8:]) == list(range(48))
+    dataset.asked.clear()
+    start(Classifier(), Initializer(), train=DataLoader(dataset, batch_size=100))
+    assert dataset.asked[:48] == list(range(48))
 
 
 @pytest.mark.parametrize(

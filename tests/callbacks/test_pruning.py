@@ -203,6 +203,15 @@ def test_early_stopping_in_the_middle_of_an_epoch_ends_the_round_as_it_would_end
     assert pruning.history[2].steps == len(alone_watcher.rates)
 
 
+def test_settings_may_change_before_the_fit() -> None:
+    late, changed = IterativeMagnitudePruning(1, rewind_step=6), IterativeMagnitudePruning(1)
+    changed.rewind_step = 6
+    assert_equal(weights(fit(late)), weights(fit(changed)))
+    assert not torch.equal(
+        changed.ticket.weights["net.0.weight"], Classifier().net[0].weight
+    )  # not the initial ones
+
+
 @pytest.mark.parametrize(
     "rewind", [{"rewind_step": 6}, {"rewind_step": 9}, {"rewind_step": 17}, {"rewind_epoch": 2}]
 )

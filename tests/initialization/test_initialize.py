@@ -373,12 +373,29 @@ def test_the_seed_is_that_of_torch_unless_given() -> None:
     assert torch.equal(first.weight, second.weight)
 
 
-def test_values_are_rounded_to_the_dtype() -> None:
-    exact, rounded = nn.Linear(40, 30), nn.Linear(40, 30, dtype=torch.bfloat16)
-    for scheme in ("he", "orthogonal"):
-        initialize_(exact, init.he() if scheme == "he" else init.orthogonal(gain=1), seed=0)
-        initialize_(rounded, init.he() if scheme == "he" else init.orthogonal(gain=1), seed=0)
-        assert torch.equal(exact.weight.bfloat16(), rounded.weight)
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda **kwargs: nn.Linear(40, 30, **kwargs),
+        lambda **kwargs: nn.Conv2d(4, 6, 3, groups=2, **kwargs),
+        lambda **kwargs: nn.ConvTranspose2d(4, 6, 3, **kwargs),
+        lambda **kwargs: nn.ConvTranspose2d(4, 6, 3, groups=2, **kwargs),
+        lambda **kwargs: nn.Bilinear(4, 5, 6, **kwargs),
+    ],
+)
+@pytest.mark.parametrize("rule", [init.he(), init.orthogonal(gain=1), init.lecun("uniform")])
+def test_dtype_and_memory_layout_change_no_value(
+    make: Callable[..., nn.Module], rule: init.Rule
+) -> None:
+    exact, rounded = make(), make(dtype=torch.bfloat16)
+    initialize_(exact, rule, seed=0)
+    initialize_(rounded, rule, seed=0)
+    assert torch.equal(exact.weight.bfloat16(), rounded.weight)  # type: ignore[operator]
+    if exact.weight.dim() == 4:  # type: ignore[operator]
+        other = make().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        initialize_(other, rule, seed=0)
+        assert torch.equal(exact.weight, other.weight)  # type: ignore[arg-type]
+        assert other.weight.is_contiguous(memory_format=torch.channels_last)  # type: ignore[operator]
 
 
 def test_compilation_changes_no_name() -> None:
@@ -438,6 +455,8 @@ def test_lsuv_makes_every_output_unit_variance() -> None:
             1, abs=1e-4
         )
     assert report["0.weight"].rule == "lsuv of orthogonal"
+    scaled = float(net[0].weight.detach().std(correction=0))
+    assert report["0.weight"].std_after == pytest.approx(scaled)
     ratio = net[0].weight @ net[0].weight.T
     torch.testing.assert_close(ratio, ratio[0, 0] * torch.eye(64), rtol=1e-4, atol=1e-4)
 
@@ -549,6 +568,13 @@ def test_lazy_layers_get_their_shapes_from_the_example() -> None:
     assert type(net[0]) is nn.Conv2d
     assert report["0.weight"].fan == 27
     assert rms(net[0].weight) == pytest.approx(math.sqrt(2 / 27), rel=0.1)
+
+
+def test_one_example_is_enough_for_lazy_batch_norm() -> None:
+    net = nn.Sequential(nn.LazyLinear(4), nn.LazyBatchNorm1d())
+    initialize_(net, seed=0, example_input=torch.ones(1, 3))
+    assert net[1].weight.tolist() == [1] * 4
+    assert net.training
 
 
 def test_lazy_layers_without_an_example_are_named() -> None:

@@ -87,6 +87,25 @@ def test_orthogonal_parametrization() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+class Noisy(Module):
+    """Its right inverse draws random numbers."""
+
+    def forward(self, value: torch.Tensor) -> torch.Tensor:
+        return value / 2
+
+    def right_inverse(self, value: torch.Tensor) -> torch.Tensor:
+        return 2 * value + 1e-9 * torch.randn_like(value)
+
+
+def test_a_right_inverse_leaves_random_states_alone() -> None:
+    layer = plain()
+    parametrize.register_parametrization(layer, "weight", Noisy())
+    state = torch.get_rng_state()
+    write_(layer, "weight", VALUES)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.testing.assert_close(layer.weight, VALUES)
+
+
 def test_dtypes_are_kept() -> None:
     for dtype in (torch.float16, torch.bfloat16, torch.float64):
         layer = plain().to(dtype)
