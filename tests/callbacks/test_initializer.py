@@ -179,6 +179,20 @@ def test_loaders_in_a_structure() -> None:
     assert initializer.report["net.0.weight"].activation == "relu"
 
 
+def test_the_batch_goes_through_the_hooks_of_the_module() -> None:
+    class Unpacking(Classifier):
+        def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+            return [batch["inputs"], batch["labels"]] if isinstance(batch, dict) else batch
+
+    def pack(examples: list[Any]) -> dict[str, Tensor]:
+        inputs, labels = zip(*examples, strict=True)
+        return {"inputs": torch.stack(inputs), "labels": torch.stack(labels)}
+
+    initializer = Initializer(seed=0)
+    start(Unpacking(), initializer, train=loader(collate_fn=pack))
+    assert initializer.report["net.0.weight"].activation == "relu"
+
+
 def test_loaders_of_a_data_module() -> None:
     class Data(pl.LightningDataModule):
         def train_dataloader(self) -> DataLoader[Any]:
