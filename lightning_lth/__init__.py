@@ -1,6 +1,13 @@
 """Callbacks for PyTorch Lightning to find lottery tickets, and to see and steer training."""
 
-from lightning_lth.callbacks import FixedMasks, Initializer, IterativeMagnitudePruning
+from lightning_lth.callbacks import (
+    CyclicalLR,
+    FixedMasks,
+    HyperparameterFinder,
+    Initializer,
+    IterativeMagnitudePruning,
+    LRFinder,
+)
 from lightning_lth.initialization import (
     InitializationReport,
     InitializedParameter,
@@ -14,12 +21,15 @@ from lightning_lth.pruning.masks import Masks
 from lightning_lth.pruning.tickets import Ticket, TicketReport
 
 __all__ = [
+    "CyclicalLR",
     "FixedMasks",
     "History",
+    "HyperparameterFinder",
     "InitializationReport",
     "InitializedParameter",
     "Initializer",
     "IterativeMagnitudePruning",
+    "LRFinder",
     "LayerSignal",
     "Masks",
     "RoundRecord",

@@ -13,7 +13,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_lth import FixedMasks, Initializer, IterativeMagnitudePruning, Masks, callbacks
+from lightning_lth import (
+    CyclicalLR,
+    FixedMasks,
+    HyperparameterFinder,
+    Initializer,
+    IterativeMagnitudePruning,
+    LRFinder,
+    Masks,
+    callbacks,
+)
 from lightning_lth.initialization import he, zeros
 from tests.callbacks.modules import Classifier, assert_equal, loader, trainer, weights
 
@@ -36,11 +45,41 @@ ARGUMENTS: dict[type[pl.Callback], dict[str, Any]] = {
         "overrides": {"net.3": zeros()},
         "show_signal": True,
     },
+    LRFinder: {
+        "min_lr": 1e-5,
+        "num_steps": 20,
+        "mode": "linear",
+        "suggestion": "slide",
+        "apply": False,
+        "rounds": (0, 2),
+        "plot_dir": "plots",
+    },
+    HyperparameterFinder: {
+        "parameter": "weight_decay",
+        "values": (0.0, 0.1),
+        "steps_per_value": 3,
+        "apply": False,
+        "rounds": (1,),
+        "plot_dir": "plots",
+    },
+    CyclicalLR: {
+        "base_lr": 0.1,
+        "max_lr": 0.4,
+        "step_size": 2,
+        "step_unit": "epoch",
+        "policy": "exp_range",
+        "gamma": 0.99,
+        "base_momentum": 0.8,
+        "max_momentum": 0.9,
+    },
 }
 MAKERS: dict[str, Callable[[], pl.Callback]] = {
     "IterativeMagnitudePruning": lambda: IterativeMagnitudePruning(1),
     "FixedMasks": lambda: FixedMasks(MASKS),
     "Initializer": lambda: Initializer(seed=3),
+    "LRFinder": lambda: LRFinder(1e-3, 10, 100),
+    "HyperparameterFinder": lambda: HyperparameterFinder("momentum", (0.2, 0.5), steps_per_value=3),
+    "CyclicalLR": lambda: CyclicalLR(0.2, 0.4, step_size=3),
 }
 every_callback = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 
@@ -137,8 +176,9 @@ def test_fit_then_test_then_fit(make: Callable[[], pl.Callback]) -> None:
 @every_callback
 def test_fast_dev_run(make: Callable[[], pl.Callback]) -> None:
     module = Fragile()
-    trainer(make(), fast_dev_run=True).fit(module, loader(), loader())
-    assert_did_something(module, fast_dev_run=True)
+    trainer(callback := make(), fast_dev_run=True).fit(module, loader(), loader())
+    if not isinstance(callback, LRFinder | HyperparameterFinder):  # one batch is no range test
+        assert_did_something(module, fast_dev_run=True)
 
 
 @every_callback

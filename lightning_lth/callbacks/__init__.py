@@ -1,7 +1,17 @@
 """Callbacks for the Lightning Trainer: the only part that imports Lightning."""
 
+from lightning_lth.callbacks.cyclical_lr import CyclicalLR
 from lightning_lth.callbacks.fixed_masks import FixedMasks
+from lightning_lth.callbacks.hyperparameter_finder import HyperparameterFinder
 from lightning_lth.callbacks.initializer import Initializer
+from lightning_lth.callbacks.lr_finder import LRFinder
 from lightning_lth.callbacks.pruning import IterativeMagnitudePruning
 
-__all__ = ["FixedMasks", "Initializer", "IterativeMagnitudePruning"]
+__all__ = [
+    "CyclicalLR",
+    "FixedMasks",
+    "HyperparameterFinder",
+    "Initializer",
+    "IterativeMagnitudePruning",
+    "LRFinder",
+]

@@ -11,10 +11,13 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning_lth.callbacks._trainer import logging_step
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from lightning.pytorch import Trainer
 
     from lightning_lth.initialization.report import InitializationReport
     from lightning_lth.initialization.signal import SignalReport
+    from lightning_lth.learning_rate.range_test import RangeTest
     from lightning_lth.pruning.history import History
     from lightning_lth.pruning.masks import Masks
 
@@ -60,6 +63,28 @@ def log_initialization(
 
             figure = figures.signal_propagation({"initialization": signal})
             writer.add_figure("initialization/signal", figure, logging_step(trainer))
+
+
+def log_range_test(trainer: Trainer, test: RangeTest, tag: str, path: Path | None) -> None:
+    """Send the curve to every logger, step by step; its figure to TensorBoard and to a file."""
+    for step, (value, loss) in enumerate(zip(test.curve.values, test.curve.losses, strict=True)):
+        for logger in trainer.loggers:
+            logger.log_metrics({f"{tag}/{test.curve.parameter}": value, f"{tag}/loss": loss}, step)
+    _add_range_test_figure(trainer, test, tag, path)
+
+
+@rank_zero_only
+def _add_range_test_figure(trainer: Trainer, test: RangeTest, tag: str, path: Path | None) -> None:
+    writers = _tensorboard_writers(trainer)
+    if find_spec("matplotlib") is None or not (writers or path):
+        return
+    from lightning_lth.learning_rate import figures
+
+    for writer in writers:
+        writer.add_figure(tag, figures.range_test(test), logging_step(trainer))
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figures.range_test(test).savefig(path)
 
 
 def _tensorboard_writers(trainer: Trainer) -> list[Any]:

@@ -6,8 +6,11 @@ for that: running `_FitLoop.run` several times, and setting its counters between
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import warnings
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, final
 
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
     from lightning.pytorch.loops.loop import _Loop
     from lightning.pytorch.loops.progress import _Progress
     from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+    from lightning.pytorch.utilities import CombinedLoader
+    from torch import Tensor
 
 
 @final
@@ -144,6 +149,60 @@ def train_dataloaders(trainer: Trainer) -> list[Any]:
     """The training data loaders, as a flat list."""
     combined_loader = trainer.fit_loop._combined_loader
     return list(combined_loader.flattened) if combined_loader is not None else []
+
+
+def combined_loader(trainer: Trainer) -> CombinedLoader:
+    """The training data loaders in their structure."""
+    loader = trainer.fit_loop._combined_loader
+    assert loader is not None
+    return loader
+
+
+def batches_per_step(trainer: Trainer) -> int:
+    """Over how many batches gradients are accumulated; an epoch's last step may take fewer."""
+    return int(min(trainer.accumulate_grad_batches, trainer.num_training_batches))
+
+
+def run_training_batch(trainer: Trainer, batch: Any, index: int) -> Tensor | None:
+    """Train on a batch as the training loop does: precision, clipping, accumulation and all.
+
+    Args:
+        trainer: In ``on_train_start`` or later.
+        batch: As the loader gave it.
+        index: Of the batch among those of one optimizer step, from 0.
+
+    Returns:
+        The loss, divided by the batches of a step in automatic optimization; None without one.
+    """
+    epoch_loop, module = trainer.fit_loop.epoch_loop, trainer.lightning_module
+    epoch_loop.batch_progress.current.ready = index + 1
+    batch = trainer.precision_plugin.convert_input(batch)
+    batch = module._on_before_batch_transfer(batch)
+    batch = trainer.strategy.batch_to_device(batch)
+    arguments = epoch_loop._build_kwargs(OrderedDict(), batch, index)
+    if module.automatic_optimization:
+        optimization = epoch_loop.automatic_optimization
+        output = optimization.run(trainer.optimizers[0], index, arguments)
+        return output.get("loss")
+    loss = epoch_loop.manual_optimization.run(arguments).get("loss")
+    return None if loss is None else loss / batches_per_step(trainer)
+
+
+@contextlib.contextmanager
+def counters_kept(trainer: Trainer) -> Iterator[None]:
+    """Afterwards steps and batches are counted as before."""
+    epoch_loop = trainer.fit_loop.epoch_loop
+    counters = (
+        epoch_loop.batch_progress,
+        epoch_loop.automatic_optimization.optim_progress,
+        epoch_loop.manual_optimization.optim_step_progress,
+    )
+    states = [copy.deepcopy(counter.state_dict()) for counter in counters]
+    try:
+        yield
+    finally:
+        for counter, state in zip(counters, states, strict=True):
+            counter.load_state_dict(state)
 
 
 def num_epochs(trainer: Trainer) -> int:

@@ -1,0 +1,120 @@
+"""Learning rates of optimizers with groups and schedulers: read, set for a trial, and rescaled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+    from torch.optim import Optimizer
+
+_IN_GROUPS = ("lr", "initial_lr", "max_lr", "min_lr")  # the last two are those of OneCycleLR
+_IN_SCHEDULERS = ("base_lrs", "max_lrs", "_last_lr")
+
+
+def nominal_rates(trainer: Trainer, optimizer: Optimizer) -> list[float]:
+    """The rate of each parameter group that its schedule is about.
+
+    That is the highest of the present rate, the one that schedulers multiply, and the peak of a
+    cycle; warm-ups start far below.
+    """
+    rates = [
+        max(float(group[name]) for name in ("lr", "initial_lr", "max_lr") if name in group)
+        for group in optimizer.param_groups
+    ]
+    for scheduler in _schedulers(trainer, optimizer):
+        peaks = getattr(scheduler, "max_lrs", rates)
+        rates = [max(rate, float(peak)) for rate, peak in zip(rates, peaks, strict=True)]
+    return rates
+
+
+def set_rates(optimizer: Optimizer, rates: list[float]) -> None:
+    """Set the present rate of each group, and nothing else."""
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        _set(group, "lr", rate)
+
+
+def scale_rates(trainer: Trainer, optimizer: Optimizer, factor: float) -> None:
+    """Multiply all rates, those from which schedulers compute the next ones included."""
+    for group in optimizer.param_groups:
+        for name in _IN_GROUPS:
+            if name in group:
+                _set(group, name, float(group[name]) * factor)
+    for scheduler in _schedulers(trainer, optimizer):
+        for name in _IN_SCHEDULERS:
+            if hasattr(scheduler, name):
+                scaled = [float(rate) * factor for rate in getattr(scheduler, name)]
+                setattr(scheduler, name, scaled)
+
+
+def groups_with_momentum(optimizer: Optimizer) -> list[int]:
+    """The groups in which momentum, or beta1 of Adam and kin, is in use."""
+    groups = enumerate(optimizer.param_groups)
+    return [index for index, group in groups if group.get("momentum") or _beta1(group)]
+
+
+def set_momentum(optimizer: Optimizer, momentum: float, groups: list[int]) -> None:
+    """Set momentum, or beta1 of Adam and kin, of some groups."""
+    for index in groups:
+        group = optimizer.param_groups[index]
+        if "betas" in group:
+            group["betas"] = (momentum, *group["betas"][1:])
+        else:
+            group["momentum"] = momentum
+
+
+def check_has(optimizers: Sequence[Optimizer], parameter: str) -> None:
+    """Refuse optimizers that do not have a momentum or weight decay to set.
+
+    Raises:
+        ValueError: If one has none.
+    """
+    for optimizer in optimizers:
+        group = optimizer.param_groups[0]
+        if parameter not in group and not (parameter == "momentum" and "betas" in group):
+            raise ValueError(
+                f"{type(optimizer).__name__} has no {parameter} to find. Use another optimizer, or "
+                f"leave out the finder."
+            )
+
+
+def set_parameter(optimizer: Optimizer, parameter: str, value: float) -> None:
+    """Set momentum in all groups, or weight decay in those that have any; in all if none has."""
+    if parameter == "momentum":
+        set_momentum(optimizer, value, list(range(len(optimizer.param_groups))))
+        return
+    decayed = [group for group in optimizer.param_groups if group["weight_decay"]]
+    for group in decayed or optimizer.param_groups:
+        group["weight_decay"] = value
+
+
+def _beta1(group: dict[str, Any]) -> float:
+    return float(group["betas"][0]) if "betas" in group else 0.0
+
+
+def set_attributes(module: LightningModule, rate: float) -> None:
+    """Set ``lr`` or ``learning_rate`` of the module and its hyperparameters, where they exist."""
+    for name in ("lr", "learning_rate"):
+        if isinstance(vars(module).get(name), (int, float)):
+            setattr(module, name, rate)
+        if name in module.hparams and isinstance(module.hparams[name], (int, float)):
+            module.hparams[name] = rate
+
+
+def _schedulers(trainer: Trainer, optimizer: Optimizer) -> Iterator[Any]:
+    waiting = [config.scheduler for config in trainer.lr_scheduler_configs]
+    while waiting:
+        scheduler = waiting.pop()
+        waiting += getattr(scheduler, "_schedulers", [])  # SequentialLR, ChainedScheduler
+        if getattr(scheduler, "optimizer", None) is optimizer:
+            yield scheduler
+
+
+def _set(group: dict[str, Any], name: str, value: float) -> None:
+    if isinstance(group[name], Tensor):  # of a capturable optimizer
+        group[name].fill_(value)
+    else:
+        group[name] = value

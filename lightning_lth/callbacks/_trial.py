@@ -1,0 +1,203 @@
+"""Training steps that are Lightning's own and leave no trace."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, final
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.utilities import CombinedLoader
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from lightning_lth.callbacks import _trainer
+from lightning_lth.learning_rate.batches import (
+    check_rewindable,
+    endless,
+    fresh,
+    generators_in,
+    stateful_in,
+)
+from lightning_lth.learning_rate.snapshot import Snapshot, undone
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+    from torch.nn import Module
+
+_INTERNAL = frozenset(vars(torch.nn.Module())) | {"_trainer", "_fabric"}
+_SHARED = (torch.nn.Module, Dataset, DataLoader, torch.optim.Optimizer)
+
+
+@contextlib.contextmanager
+def trial(trainer: Trainer, loader: Any = None) -> Iterator[Trial]:
+    """Inside, training steps can be taken; afterwards everything is as before.
+
+    That is: parameters, buffers, optimizers, gradient scaler, random states and generators, the
+    order of the data, attributes of the modules, counters of the loops. Meanwhile other callbacks
+    and the loggers notice nothing. After an exception or Ctrl-C, too.
+
+    Args:
+        trainer: In ``on_train_start``.
+        loader: Of the batches to train on; by default the training data.
+
+    Raises:
+        ValueError: If the batches could not be read again by the training that follows.
+    """
+    module = trainer.lightning_module
+    batches = _Batches(trainer, loader)
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    with contextlib.ExitStack() as stack:
+        snapshot = stack.enter_context(
+            undone(
+                module,
+                trainer.optimizers,
+                generators=[g for part in batches.loaders for g in generators_in(part)],
+                extra=[
+                    *(state for part in batches.loaders for state in stateful_in(part)),
+                    *([scaler] if scaler is not None else []),
+                ],
+            )
+        )
+        stack.enter_context(_own_attributes(module))
+        stack.enter_context(_trainer.counters_kept(trainer))
+        stack.enter_context(_silence(trainer))
+        yield Trial(trainer, snapshot, batches)
+
+
+@final
+class Trial:
+    """Takes training steps; made by :func:`trial`."""
+
+    def __init__(self, trainer: Trainer, snapshot: Snapshot, batches: _Batches) -> None:
+        self._trainer = trainer
+        self._snapshot = snapshot
+        self._batches = batches
+        self._iterator = endless(batches)
+
+    def step(self) -> float:
+        """Take one optimizer step, on as many batches as gradients are accumulated over.
+
+        Returns:
+            The mean loss of those batches, and over all ranks.
+
+        Raises:
+            RuntimeError: If the training step gives no loss.
+        """
+        total = torch.zeros((), device=self._trainer.strategy.root_device)
+        for index in range(_trainer.batches_per_step(self._trainer)):
+            loss = _trainer.run_training_batch(self._trainer, next(self._iterator), index)
+            if loss is None:
+                raise RuntimeError(
+                    "`training_step` returned no loss, so there is nothing to measure. Return the "
+                    "loss, or a dictionary with the key 'loss'; in manual optimization, too."
+                )
+            total += loss.detach()
+        return float(self._trainer.strategy.reduce(total, reduce_op="mean"))
+
+    def restart(self) -> None:
+        """Go back to the state before the trial, and to the first batch."""
+        self._iterator.close()
+        self._snapshot.restore()
+        self._iterator = endless(self._batches)
+
+
+@final
+class _Batches:
+    """Passes over the training data that the iterator of the training does not notice."""
+
+    def __init__(self, trainer: Trainer, loader: Any) -> None:
+        combined = _trainer.combined_loader(trainer)
+        if loader is not None:
+            combined = CombinedLoader(loader, "max_size_cycle")
+        self.loaders = list(combined.flattened)
+        for part in self.loaders:
+            check_rewindable(part)
+        self._mode = combined._mode
+        self._structure = combined.iterables
+        self._limits = combined.limits if loader is None else None
+
+    def __iter__(self) -> Iterator[Any]:
+        copies = CombinedLoader(self._structure, self._mode)
+        copies.flattened = [_unnoticed(part) for part in self.loaders]
+        copies.limits = self._limits
+        return (batch for batch, _, _ in iter(copies))
+
+
+def _unnoticed(loader: Any) -> Any:
+    """A loader whose iteration changes neither it nor its data set."""
+    if not (isinstance(loader, DataLoader) and isinstance(loader.dataset, IterableDataset)):
+        return fresh(loader)
+    other = copy.copy(loader)
+    try:
+        vars(other)["dataset"] = copy.deepcopy(loader.dataset)  # where it has been read to
+    except TypeError as error:
+        raise ValueError(
+            f"{type(loader.dataset).__name__} can be read only once: what the test reads would be "
+            f"missing from training. Pass `dataloader=` with other batches."
+        ) from error
+    vars(other)["_iterator"] = None
+    return other
+
+
+@contextlib.contextmanager
+def _own_attributes(module: Module) -> Iterator[None]:
+    """Inside, modules have copies of their attributes, such as counters, lists and metrics."""
+    shared: dict[int, Any] = {
+        id(value): value
+        for value in (
+            *module.modules(),
+            *module.parameters(),
+            *module.buffers(),
+            getattr(module, "_trainer", None),
+        )
+    }
+    originals = [(layer, _attributes(layer)) for layer in module.modules()]
+    for layer, attributes in originals:
+        for name, value in attributes.items():
+            vars(layer)[name] = _copied(value, shared)
+    try:
+        yield
+    finally:
+        for layer, attributes in originals:
+            for name in set(_attributes(layer)) - set(attributes):
+                del vars(layer)[name]
+            vars(layer).update(attributes)
+
+
+def _attributes(layer: Module) -> dict[str, Any]:
+    return {name: value for name, value in vars(layer).items() if name not in _INTERNAL}
+
+
+def _copied(value: Any, shared: dict[int, Any]) -> Any:
+    if isinstance(value, _SHARED) or callable(value):
+        return value
+    try:
+        return copy.deepcopy(value, dict(shared))
+    except Exception:  # e.g. an open file; it cannot be kept from changing
+        return value
+
+
+@contextlib.contextmanager
+def _silence(trainer: Trainer) -> Iterator[None]:
+    """Inside, nothing is logged and no callback is called."""
+    callbacks, loggers = trainer.callbacks, trainer.loggers  # type: ignore[attr-defined]
+    modules = [m for m in trainer.lightning_module.modules() if isinstance(m, LightningModule)]
+    trainer.callbacks = []  # type: ignore[attr-defined]
+    trainer.loggers = [DummyLogger()] if loggers else []
+    for module in modules:
+        vars(module).update(log=_ignore, log_dict=_ignore)
+    try:
+        yield
+    finally:
+        trainer.callbacks = callbacks  # type: ignore[attr-defined]
+        trainer.loggers = loggers
+        for module in modules:
+            for name in ("log", "log_dict"):
+                vars(module).pop(name, None)
+
+
+def _ignore(*args: Any, **kwargs: Any) -> None:
+    """Stands in for ``log`` and ``log_dict``."""

@@ -1,0 +1,295 @@
+"""Cyclical learning rates and momenta for any module."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import TYPE_CHECKING, Any, Literal, final
+
+from lightning.pytorch import Callback
+from typing_extensions import override
+
+from lightning_lth.callbacks import _arguments, _rates
+from lightning_lth.learning_rate.cycles import Cycle
+from lightning_lth.learning_rate.policies import POLICIES, Policy, Settings
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+    from matplotlib.figure import Figure
+
+    from lightning_lth.callbacks.lr_finder import LRFinder
+
+
+@final
+class CyclicalLR(Callback):
+    """Let the learning rate rise and fall in cycles, and the momentum against it.
+
+    Counts optimizer steps, whatever the accumulation. Rates are those of the first parameter group;
+    the others keep their ratio to it. Each pruning round goes through the same cycles. A resumed
+    fit goes on in the cycle, with the settings given now.
+
+    Args:
+        base_lr: Lowest rate.
+        max_lr: Highest rate.
+        step_size: Half a cycle: from the lowest rate to the highest. Of ``"cosine"``, a whole one.
+        step_unit: Whether ``step_size`` counts optimizer steps or epochs.
+        policy: ``"triangular"``; ``"triangular2"`` halves the amplitude with each cycle;
+            ``"exp_range"`` shrinks it by ``gamma`` with each step; ``"one_cycle"`` is one cycle,
+            and then a fall to a thousandth of ``base_lr`` until the end of training; ``"cosine"``
+            falls along half a cosine, and restarts.
+        gamma: Of ``"exp_range"``, in (0, 1].
+        cycle_multiplier: Each cycle is longer than the one before by this factor, at least 1.
+        base_momentum: Momentum at the highest rate; None leaves momentum alone. Of Adam and kin,
+            beta1. Where an optimizer has no momentum in use, it stays so.
+        max_momentum: Momentum at the lowest rate.
+        replace_schedulers: Take the place of the module's own schedulers, which are refused
+            otherwise; they are not stepped then.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> cycles = CyclicalLR(0.001, 0.006, step_size=2, step_unit="epoch")
+        >>> trainer = Trainer(max_epochs=12, callbacks=[cycles], logger=False)
+
+    Source:
+        Smith 2015, arXiv:1506.01186; Smith 2018, arXiv:1803.09820 (one cycle, momentum);
+        Loshchilov & Hutter 2017, arXiv:1608.03983 (cosine).
+    """
+
+    def __init__(
+        self,
+        base_lr: float | None,
+        max_lr: float | None,
+        *,
+        step_size: float,
+        step_unit: Literal["step", "epoch"] = "step",
+        policy: Policy = "triangular",
+        gamma: float = 1.0,
+        cycle_multiplier: float = 1.0,
+        base_momentum: float | None = None,
+        max_momentum: float | None = None,
+        replace_schedulers: bool = False,
+    ) -> None:
+        _arguments.check_choice("step_unit", step_unit, ("step", "epoch"))
+        _arguments.check_choice("policy", policy, POLICIES)
+        if not (math.isfinite(step_size) and step_size > 0):
+            raise ValueError(f"`step_size` must be above 0, got {step_size!r}.")
+        if step_unit == "step":
+            _arguments.check_at_least("step_size", step_size, 1)  # type: ignore[arg-type]
+        self.base_lr = base_lr
+        self.max_lr = max_lr
+        self.step_size = step_size
+        self.step_unit = step_unit
+        self.policy: Policy = policy
+        self.gamma = gamma
+        self.cycle_multiplier = cycle_multiplier
+        self.base_momentum = base_momentum
+        self.max_momentum = max_momentum
+        self.replace_schedulers = replace_schedulers
+        self._finder: LRFinder | None = None
+        self._step = 0
+        self._global_steps_per_step = 1
+        self._cycle: Cycle | None = None
+        self._ratios: list[list[float]] = []
+        self._in_use: dict[int, list[int]] = {}
+        self._last_global_step = 0
+        self._replaced: list[Any] = []
+        if base_lr is not None and max_lr is not None:
+            self._settings().cycle(base_lr, max_lr, 2, 10)  # only to check the arguments
+
+    @classmethod
+    def from_finder(
+        cls,
+        finder: LRFinder,
+        *,
+        step_size: float,
+        step_unit: Literal["step", "epoch"] = "step",
+        policy: Policy = "triangular",
+    ) -> CyclicalLR:
+        """Cycle between the rates that a range test of the same fit finds (Smith's pair).
+
+        Args:
+            finder: Stands before this callback in the Trainer's list.
+            step_size: As for the class.
+            step_unit: As for the class.
+            policy: As for the class.
+        """
+        callback = cls(None, None, step_size=step_size, step_unit=step_unit, policy=policy)
+        callback._finder = finder
+        return callback
+
+    def plot_schedule(self, num_steps: int, *, steps_per_epoch: int | None = None) -> Figure:
+        """The rate of each step, and the momentum if it cycles, as a figure.
+
+        Args:
+            num_steps: Optimizer steps to show; of ``"one_cycle"``, those of the training.
+            steps_per_epoch: Needed if ``step_size`` counts epochs.
+
+        Raises:
+            ValueError: If the rates come from a finder, or ``steps_per_epoch`` is missing.
+        """
+        from lightning_lth.learning_rate.schedule_figures import schedule
+
+        if self.base_lr is None or self.max_lr is None:
+            raise ValueError("The rates are not known before the range test has run.")
+        if self.step_unit == "epoch" and steps_per_epoch is None:
+            raise ValueError("`step_size` counts epochs: pass `steps_per_epoch`.")
+        size = self._steps(steps_per_epoch or 1)
+        return schedule(
+            self._settings().cycle(self.base_lr, self.max_lr, size, num_steps), num_steps
+        )
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse what cannot work."""
+        if stage != "fit":
+            return
+        if trainer.global_step == 0:
+            self._step = 0
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        if self.base_lr is None or self.max_lr is None:
+            self._check_finder(callbacks)
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Be the only one who sets the rate."""
+        configs = trainer.lr_scheduler_configs
+        if not configs:
+            return
+        if not self.replace_schedulers:
+            names = ", ".join(type(config.scheduler).__name__ for config in configs)
+            raise ValueError(
+                f"CyclicalLR and the module's own {names} would both set the learning rate. "
+                f"Return no scheduler from `configure_optimizers`, or pass "
+                f"`replace_schedulers=True`."
+            )
+        self._replaced = configs
+        trainer.strategy.lr_scheduler_configs = []
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Set the first rate; in a later round, that of the rewind point."""
+        if not trainer.fit_loop.restarting:
+            self._step = trainer.global_step // self._global_steps_per_step
+        self._last_global_step = trainer.global_step
+        self._ratios = [_ratios(trainer, optimizer) for optimizer in trainer.optimizers]
+        self._cycle = self._resolved_cycle(trainer)
+        self._in_use = {id(one): _rates.groups_with_momentum(one) for one in trainer.optimizers}
+        self._warn_of_idle_momentum(trainer)
+        self._write(trainer)
+
+    @override
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Set the rate of the next step, as schedulers do, so that monitors see it."""
+        taken = trainer.global_step - self._last_global_step
+        if taken == 0:
+            return  # still accumulating
+        self._last_global_step = trainer.global_step
+        self._global_steps_per_step = taken  # more than 1 with several optimizers
+        self._step += 1
+        self._write(trainer)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        """The position; no settings."""
+        return {"step": self._step, "global_steps_per_step": self._global_steps_per_step}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where the checkpoint was."""
+        self._step = state_dict["step"]
+        self._global_steps_per_step = state_dict["global_steps_per_step"]
+
+    @override
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Give the schedulers back; Lightning does not call ``teardown`` then."""
+        self._release(trainer)
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give the schedulers back."""
+        self._release(trainer)
+
+    def _release(self, trainer: Trainer) -> None:
+        if self._replaced:
+            trainer.strategy.lr_scheduler_configs = self._replaced
+            self._replaced = []
+
+    def _check_finder(self, callbacks: list[Callback]) -> None:
+        if self._finder is None:
+            raise ValueError(
+                "`base_lr` and `max_lr` must be given, or found by "
+                "`CyclicalLR.from_finder(finder, ...)`."
+            )
+        order = [one for one in callbacks if one is self or one is self._finder]
+        if order != [self._finder, self]:
+            raise ValueError(
+                "The LRFinder of CyclicalLR must stand before it in the same Trainer: "
+                "`callbacks=[finder, cycles]`."
+            )
+
+    def _resolved_cycle(self, trainer: Trainer) -> Cycle:
+        base_lr, max_lr = self.base_lr, self.max_lr
+        if self._finder is not None:
+            found = self._finder.result.range
+            if found.base is None or found.max is None:
+                raise RuntimeError(f"The LRFinder found no range: {found.reason}. Give one.")
+            base_lr, max_lr = found.base, found.max
+        assert base_lr is not None
+        assert max_lr is not None
+        size = self._steps(_steps_per_epoch(trainer) if self.step_unit == "epoch" else 1)
+        total = _total_steps(trainer) if self.policy == "one_cycle" else 0
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the constructor has warned of idle settings
+            return self._settings().cycle(base_lr, max_lr, size, total)
+
+    def _settings(self) -> Settings:
+        return Settings(
+            self.policy, self.gamma, self.cycle_multiplier, self.base_momentum, self.max_momentum
+        )
+
+    def _steps(self, steps_per_epoch: int) -> int:
+        scale = steps_per_epoch if self.step_unit == "epoch" else 1
+        return max(1, round(self.step_size * scale))
+
+    def _write(self, trainer: Trainer) -> None:
+        assert self._cycle is not None
+        rate, momentum = self._cycle.rate(self._step), self._cycle.momentum(self._step)
+        for optimizer, ratios in zip(trainer.optimizers, self._ratios, strict=True):
+            _rates.set_rates(optimizer, [rate * ratio for ratio in ratios])
+            if momentum is not None:
+                _rates.set_momentum(optimizer, momentum, self._in_use[id(optimizer)])
+
+    def _warn_of_idle_momentum(self, trainer: Trainer) -> None:
+        idle = [type(o).__name__ for o in trainer.optimizers if not self._in_use[id(o)]]
+        if self.base_momentum is not None and idle:
+            warnings.warn(
+                f"{', '.join(idle)} has no momentum in use, so that it cannot be cycled. Set one "
+                f"in the optimizer, or leave out `base_momentum` and `max_momentum`.",
+                stacklevel=2,
+            )
+
+
+def _ratios(trainer: Trainer, optimizer: Any) -> list[float]:
+    rates = _rates.nominal_rates(trainer, optimizer)
+    return [rate / rates[0] if rates[0] else 1.0 for rate in rates]
+
+
+def _steps_per_epoch(trainer: Trainer) -> int:
+    if math.isinf(trainer.num_training_batches):
+        raise ValueError(
+            "`step_size` counts epochs, but the length of an epoch is not known. "
+            "Use `step_unit='step'`, or set `limit_train_batches`."
+        )
+    return math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+
+
+def _total_steps(trainer: Trainer) -> int:
+    total = trainer.estimated_stepping_batches
+    if math.isinf(total):
+        raise ValueError("policy='one_cycle' needs a training of known length: set `max_steps`.")
+    return int(total)

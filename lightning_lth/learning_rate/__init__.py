@@ -1,0 +1,1 @@
+"""Range tests, suggestions and cycles. Imports torch, never Lightning."""

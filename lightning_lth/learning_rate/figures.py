@@ -1,0 +1,104 @@
+"""Figures of range tests; needs ``lightning-lth[plots]``."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from lightning_lth.learning_rate.curves import Curve
+    from lightning_lth.learning_rate.range_test import RangeTest
+
+MIN_DECADES = 1.0  # narrower ranges are drawn on a linear axis
+
+
+def range_test(result: RangeTest, *, title: str = "") -> Figure:
+    """Loss against the values of a range test, with what each rule suggests.
+
+    The measured loss is faint, the smoothed one strong. The loss axis is cut not far above where
+    the smoothed one falls from, as a divergence would flatten the rest. Shaded is the range for a
+    cyclical schedule.
+
+    Args:
+        result: From a range test.
+        title: Above the figure.
+
+    Returns:
+        A figure that pyplot does not know of; ``figure.savefig(path)`` writes it.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+
+    Example:
+        >>> from lightning_lth.learning_rate.curves import Curve
+        >>> from lightning_lth.learning_rate.range_test import RangeTest
+        >>> result = RangeTest.of(Curve("lr", (0.01, 0.1, 1.0), (3.0, 2.0, 4.0)), "valley")
+        >>> range_test(result).axes[0].get_xlabel()
+        'lr'
+
+    Source:
+        Smith 2017, arXiv:1506.01186: figure 3, there with the accuracy.
+    """
+    figure, axes = _new_figure(title)
+    curve = result.curve
+    _plot_losses(axes, curve)
+    if result.range.base is not None and result.range.max is not None:
+        label = f"range {result.range.base:.2g} to {result.range.max:.2g}"
+        axes.axvspan(result.range.base, result.range.max, color="tab:gray", alpha=0.15, label=label)
+    _mark_suggestions(axes, result)
+    axes.set(xlabel=curve.parameter, ylabel="loss", xscale=_scale(curve.values))
+    axes.legend(fontsize="small")
+    axes.grid(visible=True, alpha=0.3)
+    return figure
+
+
+def _plot_losses(axes: Axes, curve: Curve) -> None:
+    measured = [loss if math.isfinite(loss) else math.nan for loss in curve.losses]
+    smoothed = curve.smoothed()
+    axes.plot(curve.values, measured, color="tab:blue", alpha=0.35, label="measured")
+    axes.plot(curve.values, smoothed, color="tab:blue", label="smoothed")
+    finite = [loss for loss in smoothed if math.isfinite(loss)]
+    if finite and min(finite) < max(finite):
+        axes.set_ylim(*_loss_limits(finite))
+
+
+def _loss_limits(losses: Sequence[float]) -> tuple[float, float]:
+    """Room for the fall and half as much above; for all, if there is no fall."""
+    lowest = min(losses)
+    start = max(losses[: losses.index(lowest) + 1])
+    top = min(max(losses), start + 0.5 * (start - lowest)) if start > lowest else max(losses)
+    margin = 0.1 * (top - lowest)
+    return lowest - margin, top + margin
+
+
+def _mark_suggestions(axes: Axes, result: RangeTest) -> None:
+    for i, (rule, one) in enumerate(result.suggestions.items(), start=1):
+        if one.value is None:
+            continue
+        chosen = rule == result.chosen.rule
+        axes.axvline(
+            one.value,
+            color=f"C{i}",
+            linestyle="-" if chosen else "--",
+            label=f"{rule} {one.value:.2g}" + (" (chosen)" if chosen else ""),
+        )
+
+
+def _scale(values: Sequence[float]) -> str:
+    return "log" if values[0] > 0 and values[-1] >= 10**MIN_DECADES * values[0] else "linear"
+
+
+def _new_figure(title: str) -> tuple[Figure, Axes]:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("Figures need matplotlib: pip install 'lightning-lth[plots]'.") from error
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axes = figure.subplots()
+    axes.set_title(title)
+    return figure, axes

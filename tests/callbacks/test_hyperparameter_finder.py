@@ -1,0 +1,107 @@
+"""Momentum and weight decay, compared from the same start."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_lth import HyperparameterFinder, LRFinder
+from tests.callbacks.modules import Classifier, loader, network, trainer
+from tests.callbacks.test_lr_finder import Busy, adam, assert_same, everything, shuffled
+
+
+def mean_late_loss(momentum: float, num_steps: int) -> float:
+    """A loop in plain torch from the initial weights: the mean of the last fifth."""
+    net, losses = network(), []
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=momentum)
+    batches = [batch for _ in range(10) for batch in loader()]
+    for inputs, labels in batches[:num_steps]:
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(net(inputs), labels)
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    late = losses[-(num_steps // 5) :]
+    return sum(late) / len(late)
+
+
+def test_every_value_starts_from_the_same_state() -> None:
+    values = (0.0, 0.5, 0.9, 0.99)
+    finder = HyperparameterFinder("momentum", values, steps_per_value=20)
+    fitter = trainer(finder, max_epochs=1)
+    fitter.fit(Classifier(), loader(), loader())
+    expected = [mean_late_loss(value, 20) for value in values]
+    assert finder.result.curve.losses == pytest.approx(expected, rel=1e-5)
+    best = values[expected.index(min(expected))]
+    assert finder.result.chosen.value == best
+    assert fitter.optimizers[0].param_groups[0]["momentum"] == best
+
+
+@pytest.mark.parametrize("parameter", ["momentum", "weight_decay"])
+@pytest.mark.parametrize("optimizer", [None, adam])
+def test_nothing_is_different_afterwards(parameter: Any, optimizer: Any) -> None:
+    settings: dict[str, Any] = {"make": lambda: Busy(optimizer=optimizer), "loaders": shuffled}
+    finder = HyperparameterFinder(parameter, (0.1, 0.5), steps_per_value=10, apply=False)
+    assert_same(everything(**settings), everything(finder, **settings))
+    assert len(finder.result.curve) == 2
+
+
+def test_groups_without_weight_decay_stay_so() -> None:
+    def groups(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        first, *others = parameters
+        decayed, plain = {"params": [first], "weight_decay": 0.1}, {"params": others}
+        return torch.optim.SGD([decayed, plain], lr=0.1)
+
+    finder = HyperparameterFinder("weight_decay", (0.0, 1e-3, 0.3), steps_per_value=5)
+    fitter = trainer(finder, max_epochs=1)
+    fitter.fit(Classifier(groups), loader(), loader())
+    first, second = fitter.optimizers[0].param_groups
+    assert first["weight_decay"] == finder.result.chosen.value
+    assert second["weight_decay"] == 0
+
+
+def test_beta1_is_the_momentum_of_adam() -> None:
+    finder = HyperparameterFinder("momentum", (0.5, 0.8), steps_per_value=5)
+    fitter = trainer(finder, max_epochs=1)
+    fitter.fit(Classifier(adam), loader(), loader())
+    assert fitter.optimizers[0].param_groups[0]["betas"] == (finder.result.chosen.value, 0.999)
+
+
+def test_finders_stand_side_by_side() -> None:
+    finders = [
+        LRFinder(1e-3, 10, 100),
+        HyperparameterFinder("momentum", (0.5, 0.9), steps_per_value=5),
+        HyperparameterFinder("weight_decay", (0.0, 1e-3), steps_per_value=5),
+    ]
+    fitter = trainer(*finders, max_epochs=1)
+    fitter.fit(Classifier(), loader(), loader())
+    group = fitter.optimizers[0].param_groups[0]
+    for finder, name in zip(finders, ("lr", "momentum", "weight_decay"), strict=True):
+        assert group[name] == pytest.approx(finder.result.chosen.value)
+
+
+def test_an_optimizer_without_the_parameter_is_refused() -> None:
+    module = Classifier(lambda parameters: torch.optim.Adagrad(parameters))
+    with pytest.raises(ValueError, match="Adagrad has no momentum to find"):
+        finder = HyperparameterFinder("momentum", (0.5, 0.9))
+        trainer(finder, max_epochs=1).fit(module, loader(), loader())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("lr", (0.1, 0.2)), "`parameter` must be one of"),
+        (("momentum", (0.5,)), r"`values` must be at least 2 numbers in \[0, 1\)"),
+        (("momentum", (0.5, 1.0)), r"`values` must be at least 2 numbers in \[0, 1\)"),
+        (("weight_decay", (-0.1, 1.0)), r"`values` must be at least 2 numbers in \[0, inf\)"),
+        (("momentum", (0.9, 0.5)), "`values` must increase"),
+    ],
+)
+def test_bad_arguments(arguments: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        HyperparameterFinder(*arguments)
+    with pytest.raises(ValueError, match="`steps_per_value` must be"):
+        HyperparameterFinder("momentum", (0.5, 0.9), steps_per_value=0)
