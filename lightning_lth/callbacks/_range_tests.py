@@ -53,10 +53,9 @@ def report(trainer: Trainer, name: str, tests: Sequence[RangeTest], folder: Any)
     round_ = round_of(trainer)
     for index, test in enumerate(tests):
         group = f"{name}_optimizer_{index}" if len(tests) > 1 else name
-        others = (f"{rule} {one}" for rule, one in test.suggestions.items() if one.value)
-        rank_zero_info(
-            f"{group}, round {round_}: {test.curve.parameter} {test.chosen} ({', '.join(others)})"
-        )
+        others = [f"{rule} {one}" for rule, one in test.suggestions.items() if one.value]
+        shown = f" ({', '.join(others)})" if others else ""
+        rank_zero_info(f"{group}, round {round_}: {test.curve.parameter} {test.chosen}{shown}")
         path = None if folder is None else Path(folder) / f"{group}_round_{round_:02}.png"
         _loggers.log_range_test(trainer, test, f"{group}/round_{round_}", path)
 

@@ -20,10 +20,19 @@ def nominal_rates(trainer: Trainer, optimizer: Optimizer) -> list[float]:
 
     That is the highest of the present rate, the one that schedulers multiply, and the peak of a
     cycle; warm-ups start far below.
+
+    Raises:
+        ValueError: If there is no learning rate.
     """
+    groups = optimizer.param_groups
+    if not groups or any("lr" not in group for group in groups):
+        raise ValueError(
+            f"{optimizer!r} has no learning rate to set. Return an optimizer that has one from "
+            f"`configure_optimizers`."
+        )
     rates = [
         max(float(group[name]) for name in ("lr", "initial_lr", "max_lr") if name in group)
-        for group in optimizer.param_groups
+        for group in groups
     ]
     for scheduler in _schedulers(trainer, optimizer):
         peaks = getattr(scheduler, "max_lrs", rates)
@@ -73,7 +82,7 @@ def check_has(optimizers: Sequence[Optimizer], parameter: str) -> None:
         ValueError: If one has none.
     """
     for optimizer in optimizers:
-        group = optimizer.param_groups[0]
+        group = optimizer.param_groups[0] if optimizer.param_groups else {}
         if parameter not in group and not (parameter == "momentum" and "betas" in group):
             raise ValueError(
                 f"{type(optimizer).__name__} has no {parameter} to find. Use another optimizer, or "

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 from collections.abc import Iterator
+from itertools import islice
 from typing import TYPE_CHECKING, Any, final
 
 import torch
@@ -117,13 +119,13 @@ class _Batches:
             check_rewindable(part)
         self._mode = combined._mode
         self._structure = combined.iterables
-        self._limits = combined.limits if loader is None else None
+        limit = trainer.num_training_batches if loader is None else math.inf
+        self._limit = None if math.isinf(limit) else int(limit)
 
     def __iter__(self) -> Iterator[Any]:
         copies = CombinedLoader(self._structure, self._mode)
         copies.flattened = [_unnoticed(part) for part in self.loaders]
-        copies.limits = self._limits
-        return (batch for batch, _, _ in iter(copies))
+        return islice((batch for batch, _, _ in iter(copies)), self._limit)
 
 
 def _unnoticed(loader: Any) -> Any:

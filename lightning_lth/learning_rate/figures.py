@@ -64,16 +64,18 @@ def _plot_losses(axes: Axes, curve: Curve) -> None:
     axes.plot(curve.values, smoothed, color="tab:blue", label="smoothed")
     finite = [loss for loss in smoothed if math.isfinite(loss)]
     if finite and min(finite) < max(finite):
-        axes.set_ylim(*_loss_limits(finite))
+        axes.set_ylim(*_loss_limits(finite, min(loss for loss in measured if loss == loss)))
 
 
-def _loss_limits(losses: Sequence[float]) -> tuple[float, float]:
-    """Room for the fall and half as much above; for all, if there is no fall."""
-    lowest = min(losses)
-    start = max(losses[: losses.index(lowest) + 1])
-    top = min(max(losses), start + 0.5 * (start - lowest)) if start > lowest else max(losses)
-    margin = 0.1 * (top - lowest)
-    return lowest - margin, top + margin
+def _loss_limits(smoothed: Sequence[float], lowest_measured: float) -> tuple[float, float]:
+    """Room for the fall, half as much above and as much below; above for all without a fall."""
+    lowest = min(smoothed)
+    start = max(smoothed[: smoothed.index(lowest) + 1])
+    fall = start - lowest
+    top = min(max(smoothed), start + 0.5 * fall) if fall > 0 else max(smoothed)
+    bottom = max(lowest_measured, lowest - fall)
+    margin = 0.05 * (top - bottom)
+    return bottom - margin, top + margin
 
 
 def _mark_suggestions(axes: Axes, result: RangeTest) -> None:

@@ -85,9 +85,9 @@ def test_finders_stand_side_by_side() -> None:
 
 def test_an_optimizer_without_the_parameter_is_refused() -> None:
     module = Classifier(lambda parameters: torch.optim.Adagrad(parameters))
+    fitter = trainer(HyperparameterFinder("momentum", (0.5, 0.9)), max_epochs=1)
     with pytest.raises(ValueError, match="Adagrad has no momentum to find"):
-        finder = HyperparameterFinder("momentum", (0.5, 0.9))
-        trainer(finder, max_epochs=1).fit(module, loader(), loader())
+        fitter.fit(module, loader(), loader())
 
 
 @pytest.mark.parametrize(

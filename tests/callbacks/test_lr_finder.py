@@ -52,15 +52,16 @@ class Busy(Classifier):
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         self.calls += 1
         self.counter += 1
+        self.late = True  # an attribute that the constructor did not set
         noise = torch.randn(batch[0].shape, generator=self.generator)
         noise += random.random() + np.random.rand()
         loss = super().training_step([batch[0] + noise, batch[1]], batch_idx)
         self.losses.append(float(loss.detach()))
-        self.log("train_loss", loss, on_step=True)
+        self.log("train_loss", loss, on_step=True, on_epoch=True)
         return loss
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        self.hooks.append("batch")
+        self.hooks.append(f"batch {hasattr(self, 'late')}")
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         self.hooks.append("step")
@@ -165,7 +166,7 @@ def test_other_loggers_notice_nothing(tmp_path: Path) -> None:
     def lines(name: str) -> list[str]:
         text = next((tmp_path / name).rglob("metrics.csv")).read_text().splitlines()
         rows = [dict(zip(text[0].split(","), line.split(","), strict=True)) for line in text[1:]]
-        kept = ("epoch", "step", "train_loss", "val_loss", "lr-SGD")
+        kept = ("epoch", "step", "train_loss_step", "train_loss_epoch", "val_loss", "lr-SGD")
         own = [row for row in rows if not row.get("lr_finder/round_0/loss")]
         return [str([row.get(key) for key in kept]) for row in own]
 
@@ -218,6 +219,14 @@ def test_the_losses_are_those_of_training_with_these_rates() -> None:
         expected.append(float(sum(losses).detach()) / 2)  # type: ignore[union-attr]
     assert finder.result.curve.losses == pytest.approx(expected, rel=1e-5)
     assert finder.result.curve.values == pytest.approx([1e-3 * 100 ** (i / 9) for i in range(10)])
+
+
+def test_the_batches_are_those_of_the_training() -> None:
+    finder = LRFinder(1e-12, 1e-11, 10, apply=False)
+    trainer(finder, max_epochs=1, limit_train_batches=2).fit(Classifier(), loader(), loader())
+    losses = finder.result.curve.losses
+    assert losses == pytest.approx([*losses[:2] * 5], rel=1e-4)  # no more than two batches
+    assert losses[0] != pytest.approx(losses[1], rel=1e-2)
 
 
 def test_a_diverging_loss_ends_the_sweep() -> None:
@@ -347,6 +356,26 @@ def test_attributes_are_set_where_they_exist() -> None:
     assert module.lr == value
     assert module.hparams["learning_rate"] == value
     assert not hasattr(module, "learning_rate")
+
+
+def test_all_pruning_rounds_train_with_the_suggestion() -> None:
+    watcher, finder = Rates(), LRFinder(1e-3, 10, 100)
+    trainer(finder, IterativeMagnitudePruning(1), watcher, max_epochs=1).fit(
+        Classifier(scheduler=constant), loader(), loader()
+    )
+    assert watcher.rates == [[pytest.approx(finder.result.chosen.value)]] * 12
+
+
+def test_a_module_without_an_optimizer_is_refused() -> None:
+    class Fixed(Classifier):
+        def configure_optimizers(self) -> None:
+            return
+
+    with (
+        pytest.warns(UserWarning, match="returned `None`"),
+        pytest.raises(ValueError, match="has no learning rate to set"),
+    ):
+        trainer(LRFinder(), max_epochs=1).fit(Fixed(), loader(), loader())
 
 
 # Kinds of projects -------------------------------------------------------------------------------

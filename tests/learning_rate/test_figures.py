@@ -43,7 +43,8 @@ def test_losses_and_suggestions(tmp_path: Path) -> None:
 def test_divergence_does_not_flatten_the_rest(last: tuple[float, ...], tmp_path: Path) -> None:
     figure = figures.range_test(result(*last))
     low, high = figure.axes[0].get_ylim()
-    assert 1 < low < 3 < high < 5
+    assert 0 < low < 1.1  # the lowest measured loss is seen
+    assert 3 < high < 5
     figure.savefig(tmp_path / "figure.png")
 
 

@@ -219,14 +219,23 @@ def test_hyperparameters_and_groups() -> None:
     assert [id(p) for p in group["params"]] == [id(p) for p in module[0].parameters()]
 
 
-def test_a_list_in_a_group_is_copied() -> None:
-    module = nn.Linear(1, 1)
-    optimizer = torch.optim.SGD([{"params": module.parameters(), "custom": [1, 2]}], lr=0.1)
+@pytest.mark.parametrize(
+    ("custom", "change"),
+    [
+        ([1, 2], lambda value: value.append(3)),
+        (([1], 2), lambda value: value[0].append(3)),
+        ({"a": [1]}, lambda value: value["a"].append(3)),
+        ({1, 2}, lambda value: value.add(3)),  # copied as a whole
+    ],
+)
+def test_containers_in_a_group_are_copied(custom: Any, change: Callable[[Any], None]) -> None:
+    module, before = nn.Linear(1, 1), copy.deepcopy(custom)
+    optimizer = torch.optim.SGD([{"params": module.parameters(), "custom": custom}], lr=0.1)
     snapshot = Snapshot.take(module, [optimizer])
     for _ in range(2):
-        optimizer.param_groups[0]["custom"].append(3)
+        change(optimizer.param_groups[0]["custom"])
         snapshot.restore()
-        assert optimizer.param_groups[0]["custom"] == [1, 2]
+        assert optimizer.param_groups[0]["custom"] == before
 
 
 def test_the_dtype_of_optimizer_state_is_kept() -> None:
