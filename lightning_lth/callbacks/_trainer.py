@@ -172,7 +172,7 @@ def run_training_batch(trainer: Trainer, batch: Any, index: int) -> Tensor | Non
         index: Of the batch among those of one optimizer step, from 0.
 
     Returns:
-        The loss, divided by the batches of a step in automatic optimization; None without one.
+        The loss of the batch; None if the step gave none.
     """
     epoch_loop, module = trainer.fit_loop.epoch_loop, trainer.lightning_module
     epoch_loop.batch_progress.current.ready = index + 1
@@ -182,10 +182,9 @@ def run_training_batch(trainer: Trainer, batch: Any, index: int) -> Tensor | Non
     arguments = epoch_loop._build_kwargs(OrderedDict(), batch, index)
     if module.automatic_optimization:
         optimization = epoch_loop.automatic_optimization
-        output = optimization.run(trainer.optimizers[0], index, arguments)
-        return output.get("loss")
-    loss = epoch_loop.manual_optimization.run(arguments).get("loss")
-    return None if loss is None else loss / batches_per_step(trainer)
+        loss = optimization.run(trainer.optimizers[0], index, arguments).get("loss")
+        return None if loss is None else loss * trainer.accumulate_grad_batches  # it was divided
+    return epoch_loop.manual_optimization.run(arguments).get("loss")
 
 
 @contextlib.contextmanager

@@ -89,7 +89,8 @@ class Trial:
             RuntimeError: If the training step gives no loss.
         """
         total = torch.zeros((), device=self._trainer.strategy.root_device)
-        for index in range(_trainer.batches_per_step(self._trainer)):
+        num_batches = _trainer.batches_per_step(self._trainer)
+        for index in range(num_batches):
             loss = _trainer.run_training_batch(self._trainer, next(self._iterator), index)
             if loss is None:
                 raise RuntimeError(
@@ -97,7 +98,7 @@ class Trial:
                     "loss, or a dictionary with the key 'loss'; in manual optimization, too."
                 )
             total += loss.detach()
-        return float(self._trainer.strategy.reduce(total, reduce_op="mean"))
+        return float(self._trainer.strategy.reduce(total / num_batches, reduce_op="mean"))
 
     def restart(self) -> None:
         """Go back to the state before the trial, and to the first batch."""

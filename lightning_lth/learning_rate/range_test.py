@@ -230,8 +230,7 @@ def _train(
         means.append(total / len(batches))
         return means[-1]
 
-    with torch.enable_grad():
-        optimizer.step(closure)
+    optimizer.step(closure)
     return means[0]
 
 

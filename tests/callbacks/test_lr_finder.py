@@ -229,6 +229,24 @@ def test_the_batches_are_those_of_the_training() -> None:
     assert losses[0] != pytest.approx(losses[1], rel=1e-2)
 
 
+def test_an_epoch_shorter_than_the_accumulation_is_one_step() -> None:
+    finder = LRFinder(1e-3, 0.1, 10, apply=False)
+    short = {"accumulate_grad_batches": 8, "limit_train_batches": 3}
+    trainer(finder, max_epochs=1, **short).fit(Classifier(), loader(), loader())
+    net, expected = network(), []
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    for step in range(10):
+        optimizer.param_groups[0]["lr"] = 1e-3 * 100 ** (step / 9)
+        optimizer.zero_grad()
+        losses = []
+        for inputs, labels in list(loader())[:3]:
+            losses.append(nn.functional.cross_entropy(net(inputs), labels) / 8)
+            losses[-1].backward()
+        optimizer.step()
+        expected.append(8 / 3 * float(sum(losses).detach()))  # type: ignore[union-attr]
+    assert finder.result.curve.losses == pytest.approx(expected, rel=1e-5)
+
+
 def test_a_diverging_loss_ends_the_sweep() -> None:
     finder = LRFinder(1e-3, 1e6, 100, apply=False)
     trainer(finder, max_epochs=1).fit(Classifier(), loader(), loader())
@@ -358,6 +376,34 @@ def test_attributes_are_set_where_they_exist() -> None:
     assert not hasattr(module, "learning_rate")
 
 
+def test_monitors_see_the_new_rate_from_the_first_step() -> None:
+    class Last(pl.Callback):
+        rate = 0.0
+
+        def on_train_batch_start(self, trainer: Any, *args: Any) -> None:
+            self.rate = self.rate or trainer.lr_scheduler_configs[0].scheduler.get_last_lr()[0]
+
+    last, finder = Last(), LRFinder(1e-3, 10, 100)
+    module = Classifier(scheduler=constant)
+    trainer(finder, last, max_epochs=1).fit(module, loader(), loader())
+    assert last.rate == pytest.approx(finder.result.chosen.value)
+
+
+def test_a_rate_that_is_a_tensor_stays_the_same_tensor() -> None:
+    rate = torch.tensor(1e-3)
+    finder = LRFinder(1e-3, 10, 100)
+    module = Classifier(lambda parameters: torch.optim.Adam(parameters, lr=rate, foreach=False))
+    trainer(finder, max_epochs=1).fit(module, loader(), loader())
+    assert module.trainer.optimizers[0].param_groups[0]["lr"] is rate
+    assert float(rate) == pytest.approx(finder.result.chosen.value)
+
+
+def test_a_trial_run_has_no_range_test() -> None:
+    finder = LRFinder()
+    trainer(finder, fast_dev_run=True).fit(Classifier(), loader(), loader())
+    assert not finder.results
+
+
 def test_all_pruning_rounds_train_with_the_suggestion() -> None:
     watcher, finder = Rates(), LRFinder(1e-3, 10, 100)
     trainer(finder, IterativeMagnitudePruning(1), watcher, max_epochs=1).fit(
@@ -421,6 +467,22 @@ def test_each_of_several_optimizers_gets_its_own_rate() -> None:
     for optimizer, test in zip(fitter.optimizers, finder.results[0], strict=True):
         expected = test.chosen.value or optimizer.defaults["lr"]
         assert optimizer.param_groups[0]["lr"] == pytest.approx(expected)
+
+
+def test_schedulers_are_scaled_with_their_own_optimizer() -> None:
+    class Scheduled(TwoOptimizers):
+        def configure_optimizers(self) -> Any:
+            optimizers = super().configure_optimizers()
+            schedulers = [lr_scheduler.StepLR(one, 100) for one in optimizers]
+            return list(optimizers), schedulers
+
+    module, finder = Scheduled(), LRFinder(1e-3, 10, 100)
+    trainer(finder, max_epochs=1).fit(module, loader(), loader())
+    chosen = [test.chosen.value for test in finder.results[0]]
+    expected = [new or old for new, old in zip(chosen, (0.1, 1e-3), strict=True)]
+    assert any(chosen)
+    for config, rate in zip(module.trainer.lr_scheduler_configs, expected, strict=True):
+        assert config.scheduler.base_lrs == [pytest.approx(rate)]
 
 
 def test_manual_optimization_without_a_loss_is_refused() -> None:

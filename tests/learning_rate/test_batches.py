@@ -154,6 +154,16 @@ def test_workers_that_would_be_kept_are_not_started() -> None:
     assert loader._iterator is None
 
 
+def test_workers_that_are_kept_are_not_disturbed() -> None:
+    loader = DataLoader([1, 2, 3, 4], num_workers=1, persistent_workers=True)
+    training = iter(loader)
+    assert next(training).item() == 1
+    batches = endless(fresh(loader))
+    assert [next(batches).item() for _ in range(2)] == [1, 2]
+    batches.close()
+    assert [batch.item() for batch in training] == [2, 3, 4]
+
+
 def test_other_loaders_are_used_as_they_are() -> None:
     for loader in ([1, 2], DataLoader([1, 2])):
         assert fresh(loader) is loader

@@ -27,6 +27,7 @@ def test_losses_and_suggestions(tmp_path: Path) -> None:
     measured, smoothed, *marks = axes.lines
     assert tuple(measured.get_ydata()) == tested.curve.losses
     assert tuple(smoothed.get_ydata()) == tested.curve.smoothed()
+    assert measured.get_alpha() < 1  # type: ignore[operator]
     assert tuple(smoothed.get_xdata()) == tested.curve.values
     found = {rule: one.value for rule, one in tested.suggestions.items() if one.value}
     assert [mark.get_xdata()[0] for mark in marks] == list(found.values())  # type: ignore[index]

@@ -193,8 +193,14 @@ def test_optimizers_that_evaluate_more_than_once() -> None:
     before = contents(module, optimizer)
     result = range_test(module, loader_of(), cross_entropy, optimizer, max_lr=1.0, num_steps=12)
     assert len(result.curve) == 12
-    assert len(set(result.curve.losses)) == 12
     assert contents(module, optimizer) == before
+
+
+def test_the_first_evaluation_counts() -> None:
+    module, loss = weight_and_loss()
+    optimizer = torch.optim.LBFGS(module.parameters(), lr=1.0, max_iter=3)
+    result = range_test(module, [torch.ones(1, 1)], loss, optimizer, num_steps=2)
+    assert result.curve.losses[0] == 100
 
 
 def test_layers_train_in_the_mode_that_they_are_in() -> None:
@@ -257,9 +263,13 @@ def test_a_loss_that_is_nan_from_the_start() -> None:
     ],
 )
 def test_bad_input(arguments: dict[str, Any], message: str) -> None:
-    module, loss = weight_and_loss()
+    module, _ = weight_and_loss()
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
-    given: dict[str, Any] = {"loader": [torch.ones(1, 1)], "loss": loss} | arguments
+
+    def never(module: nn.Module, batch: Tensor) -> Tensor:
+        pytest.fail("a batch was evaluated")
+
+    given: dict[str, Any] = {"loader": [torch.ones(1, 1)], "loss": never} | arguments
     with pytest.raises(ValueError, match=message):
         range_test(module, optimizer=optimizer, **given)
     assert (module.weight.item(), optimizer.param_groups[0]["lr"]) == (100, 0.1)
@@ -314,6 +324,12 @@ def test_what_is_printed() -> None:
     nothing = str(RangeTest.of(Curve("lr", (0.1, 0.2), (2.0, 1.0)), "valley")).splitlines()
     assert nothing[1] == "valley   none: the curve has 2 finite points, fewer than 10 (chosen)"
     assert nothing[-1] == "range    none: the curve has 2 finite points, fewer than 10"
+
+
+def test_the_rule_asked_for_is_among_the_suggestions() -> None:
+    result = RangeTest.of(falling(), "lowest")
+    assert list(result.suggestions) == ["valley", "slide", "steep", "minimum", "lowest"]
+    assert result.suggestions["lowest"] == result.chosen
 
 
 def test_other_parameters_have_only_the_lowest() -> None:
