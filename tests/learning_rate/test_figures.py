@@ -49,6 +49,15 @@ def test_divergence_does_not_flatten_the_rest(last: tuple[float, ...], tmp_path:
     figure.savefig(tmp_path / "figure.png")
 
 
+def test_one_very_low_loss_does_not_flatten_the_rest() -> None:
+    values = [10.0 ** (i / 10 - 6) for i in range(60)]
+    losses = [3 - 2 / (1 + 0.001 / value) for value in values]
+    losses[40] = -20.0
+    tested = RangeTest.of(Curve("lr", tuple(values), tuple(losses)), "valley")
+    low, high = figures.range_test(tested).axes[0].get_ylim()
+    assert -3 < low < 2 < high
+
+
 def test_what_is_not_suggested_is_not_marked() -> None:
     curve = Curve("lr", tuple(range(1, 41)), tuple(40.0 - i for i in range(40)))
     tested = RangeTest.of(curve, "valley")

@@ -199,7 +199,8 @@ def test_optimizers_that_evaluate_more_than_once() -> None:
 def test_the_first_evaluation_counts() -> None:
     module, loss = weight_and_loss()
     optimizer = torch.optim.LBFGS(module.parameters(), lr=1.0, max_iter=3)
-    result = range_test(module, [torch.ones(1, 1)], loss, optimizer, num_steps=2)
+    batches = [torch.ones(1, 1)]
+    result = range_test(module, batches, loss, optimizer, min_lr=0.5, max_lr=1, num_steps=2)
     assert result.curve.losses[0] == 100
 
 
