@@ -346,6 +346,7 @@ def groups(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     ],
 )
 @pytest.mark.filterwarnings("ignore:To get the last learning rate computed by the scheduler")
+@pytest.mark.filterwarnings("ignore:The epoch parameter in `scheduler.step")  # torch < 2.7
 def test_the_whole_schedule_is_scaled(scheduler: Any, nominal: float) -> None:
     def rates(*callbacks: pl.Callback) -> Tensor:
         watcher = Rates()
