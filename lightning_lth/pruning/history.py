@@ -6,11 +6,12 @@ import csv
 import dataclasses
 import io
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, final, overload
+
+from lightning_lth._files import write_whole
 
 StopReason = Literal["max_epochs", "max_steps", "early_stopping", "should_stop"]
 
@@ -136,15 +137,12 @@ class History(Sequence[RoundRecord]):
     def to_csv(self, path: str | Path) -> Path:
         """Write the rows as CSV, whole or not at all; a value that a round lacks is empty."""
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         columns = list(dict.fromkeys(column for row in self.rows() for column in row))
         text = io.StringIO()
         writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.rows())
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        temporary.write_text(text.getvalue(), encoding="utf-8")
-        temporary.replace(path)
+        write_whole(path, text.getvalue().encode())
         return path
 
     def __str__(self) -> str:

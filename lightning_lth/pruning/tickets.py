@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, final
 import safetensors
 import torch
 
+from lightning_lth._tensor_files import content_digest, read_file, write_file
 from lightning_lth._version import __version__
 from lightning_lth.pruning.masks import Masks
 from lightning_lth.pruning.parameters import strip_compiled
 from lightning_lth.pruning.placement import TicketReport, place
 from lightning_lth.pruning.sharding import whole
-from lightning_lth.pruning.ticket_files import content_digest, read_file, write_file
 
 if TYPE_CHECKING:
     import os

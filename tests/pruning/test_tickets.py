@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from lightning_lth._tensor_files import content_digest, write_file
 from lightning_lth.pruning.masks import Masks
-from lightning_lth.pruning.ticket_files import content_digest, write_file
 from lightning_lth.pruning.tickets import Ticket
 
 

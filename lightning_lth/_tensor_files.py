@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import uuid
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import safetensors
 import torch
 from safetensors.torch import save
 
+from lightning_lth._files import write_whole
 from lightning_lth._version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from torch import Tensor
 
-_FORMAT = "lightning-lth ticket"
+_FORMAT = "lightning-lth"
 _FORMAT_VERSION = "1"
 
 
@@ -38,49 +37,43 @@ def content_digest(tensors: Mapping[str, Tensor], description: str) -> str:
     return digest.hexdigest()
 
 
-def write_file(path: Path, tensors: Mapping[str, Tensor], description: str) -> None:
-    """Write a file under a temporary name beside it, flush it to the disk, then rename it.
+def write_file(
+    path: Path, tensors: Mapping[str, Tensor], description: str, *, kind: str = "ticket"
+) -> None:
+    """Write a file, whole or not at all.
 
     Args:
         path: The file; it is replaced if it exists, and its folders are made.
         tensors: Contiguous CPU tensors that share no memory.
         description: Stored beside the tensors.
+        kind: What the file holds; :func:`read_file` refuses others.
 
     Raises:
         IsADirectoryError: If ``path`` is a folder.
     """
     if path.is_dir():
-        raise IsADirectoryError(f"Cannot save a ticket as '{path}', which is a folder.")
+        raise IsADirectoryError(f"Cannot save a {kind} file as '{path}', which is a folder.")
     metadata = {
-        "format": _FORMAT,
+        "format": f"{_FORMAT} {kind}",
         "format_version": _FORMAT_VERSION,
-        "ticket": description,
+        "description": description,
         "sha256": content_digest(tensors, description),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{uuid.uuid4().hex}.partial")
-    try:
-        with partial.open("xb") as file:  # `save_file` would make it unreadable to other users
-            file.write(save(dict(tensors), metadata))
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(path, save(dict(tensors), metadata))  # `save_file` would hide it from other users
 
 
-def read_file(path: Path) -> tuple[dict[str, Tensor], str]:
+def read_file(path: Path, *, kind: str = "ticket") -> tuple[dict[str, Tensor], str]:
     """The tensors and the description that :func:`write_file` wrote.
 
     Raises:
         FileNotFoundError: If there is no such file.
         IsADirectoryError: If ``path`` is a folder.
-        ValueError: If the file is no ticket, of another format version, or damaged.
+        ValueError: If the file is of another kind, of another format version, or damaged.
     """
     if path.is_dir():
-        raise IsADirectoryError(f"'{path}' is a folder. Give the ticket file in it.")
+        raise IsADirectoryError(f"'{path}' is a folder. Give the {kind} file in it.")
     if not path.exists():
-        raise FileNotFoundError(f"There is no ticket file '{path}'.")
+        raise FileNotFoundError(f"There is no {kind} file '{path}'.")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -89,20 +82,22 @@ def read_file(path: Path) -> tuple[dict[str, Tensor], str]:
         raise ValueError(
             f"'{path}' is no safetensors file, or it is damaged or cut off: {error}."
         ) from error
-    _check_metadata(path, tensors, metadata)
-    return tensors, metadata["ticket"]
+    _check_metadata(path, tensors, metadata, kind)
+    return tensors, metadata["description"]
 
 
-def _check_metadata(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    if metadata.get("format") != _FORMAT:
-        raise ValueError(f"'{path}' is a safetensors file, but no ticket of lightning-lth.")
+def _check_metadata(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], kind: str
+) -> None:
+    if metadata.get("format") != f"{_FORMAT} {kind}":
+        raise ValueError(f"'{path}' is a safetensors file, but no {kind} of lightning-lth.")
     version = metadata.get("format_version")
     if version != _FORMAT_VERSION:
         raise ValueError(
-            f"The ticket in '{path}' has format version {version}, but lightning-lth "
+            f"The {kind} in '{path}' has format version {version}, but lightning-lth "
             f"{__version__} reads version {_FORMAT_VERSION}. Install the release that wrote it."
         )
-    if "ticket" not in metadata or metadata.get("sha256") != content_digest(
-        tensors, metadata["ticket"]
+    if "description" not in metadata or metadata.get("sha256") != content_digest(
+        tensors, metadata["description"]
     ):
-        raise ValueError(f"The ticket in '{path}' is damaged: its checksum does not match.")
+        raise ValueError(f"The {kind} in '{path}' is damaged: its checksum does not match.")
