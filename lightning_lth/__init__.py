@@ -2,10 +2,12 @@
 
 from lightning_lth.callbacks import (
     CyclicalLR,
+    EarlyStopping,
     FixedMasks,
     HyperparameterFinder,
     Initializer,
     IterativeMagnitudePruning,
+    LayerStatsMonitor,
     LRFinder,
 )
 from lightning_lth.initialization import (
@@ -16,12 +18,16 @@ from lightning_lth.initialization import (
     initialize_,
     signal_propagation,
 )
+from lightning_lth.layer_stats.diagnoses import Diagnosis, Thresholds
 from lightning_lth.pruning.history import History, RoundRecord
 from lightning_lth.pruning.masks import Masks
 from lightning_lth.pruning.tickets import Ticket, TicketReport
+from lightning_lth.stopping import Validation, Validations
 
 __all__ = [
     "CyclicalLR",
+    "Diagnosis",
+    "EarlyStopping",
     "FixedMasks",
     "History",
     "HyperparameterFinder",
@@ -31,11 +37,15 @@ __all__ = [
     "IterativeMagnitudePruning",
     "LRFinder",
     "LayerSignal",
+    "LayerStatsMonitor",
     "Masks",
     "RoundRecord",
     "SignalReport",
+    "Thresholds",
     "Ticket",
     "TicketReport",
+    "Validation",
+    "Validations",
     "initialize_",
     "signal_propagation",
 ]

@@ -16,7 +16,7 @@ import lightning_lth.callbacks
 from lightning_lth._version import __version__
 
 ROOT = Path(__file__).parents[1]
-CORE = ["initialization", "learning_rate", "pruning"]
+CORE = ["initialization", "layer_stats", "learning_rate", "pruning", "stopping"]
 
 
 def test_all_lists_the_public_names() -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.seed import isolate_rng
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from lightning_lth.callbacks import _trainer
 
@@ -88,7 +88,9 @@ def _batch(loader: Any) -> Any:
             f"{type(dataset).__name__} has no examples that can be read without using it up. "
             f"{_ADVICE}"
         )
-    size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
+    takes_lists = loader.batch_size is None and isinstance(loader.sampler, BatchSampler)
+    batches = loader.sampler if takes_lists else loader.batch_sampler
+    size = loader.batch_size or getattr(batches, "batch_size", None)
     total = len(dataset)
     if total == 0:
         raise LookupError(f"{type(dataset).__name__} is empty. {_ADVICE}")
@@ -96,5 +98,7 @@ def _batch(loader: Any) -> Any:
         return loader.collate_fn(dataset[0])
     size = min(size, total)
     indices = [position * total // size for position in range(size)]
+    if takes_lists:
+        return loader.collate_fn(dataset[indices])
     many = getattr(dataset, "__getitems__", None)
     return loader.collate_fn(many(indices) if many else [dataset[index] for index in indices])

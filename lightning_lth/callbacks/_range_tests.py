@@ -57,7 +57,7 @@ def report(trainer: Trainer, name: str, tests: Sequence[RangeTest], folder: Any)
         shown = f" ({', '.join(others)})" if others else ""
         rank_zero_info(f"{group}, round {round_}: {test.curve.parameter} {test.chosen}{shown}")
         path = None if folder is None else Path(folder) / f"{group}_round_{round_:02}.png"
-        _loggers.log_range_test(trainer, test, f"{group}/round_{round_}", path)
+        _loggers.log_range_test(trainer, test, group, round_, path)
 
 
 def state_of(results: Results) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -127,3 +129,40 @@ def _set(group: dict[str, Any], name: str, value: float) -> None:
         group[name].fill_(value)
     else:
         group[name] = value
+
+
+def steps_per_epoch(trainer: Trainer) -> int:
+    """Optimizer steps of an epoch.
+
+    Raises:
+        ValueError: If the length of an epoch is not known.
+    """
+    if math.isinf(trainer.num_training_batches):
+        raise ValueError(
+            "`step_size` counts epochs, but the length of an epoch is not known. "
+            "Use `step_unit='step'`, or set `limit_train_batches`."
+        )
+    return math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+
+
+def total_steps(trainer: Trainer) -> int:
+    """Optimizer steps of the training.
+
+    Raises:
+        ValueError: If its length is not known.
+    """
+    total = trainer.estimated_stepping_batches
+    if math.isinf(total):
+        raise ValueError("policy='one_cycle' needs a training of known length: set `max_steps`.")
+    return int(total)
+
+
+def warn_of_idle_momentum(optimizers: Sequence[Optimizer]) -> None:
+    """Say that momentum cannot be cycled where none is in use."""
+    idle = [type(one).__name__ for one in optimizers if not groups_with_momentum(one)]
+    if idle:
+        warnings.warn(
+            f"{', '.join(idle)} has no momentum in use, so that it cannot be cycled. Set one in "
+            f"the optimizer, or leave out `base_momentum` and `max_momentum`.",
+            stacklevel=2,
+        )

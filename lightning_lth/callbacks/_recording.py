@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lightning_lth.callbacks import _trainer
+from lightning_lth.callbacks import _trainer, _trainer_rounds
 from lightning_lth.pruning.history import BestValue, RoundRecord, StopReason
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def record(trainer: Trainer, state: PruningState) -> RoundRecord:
         density=state.masks.density,
         layer_densities=state.masks.densities(),
         steps=trainer.global_step,
-        epochs=_trainer.num_epochs(trainer),
+        epochs=_trainer_rounds.num_epochs(trainer),
         stop_reason=_stop_reason(trainer, state),
         monitor=best.monitor if best is not None else None,
         best_value=best.value if best is not None else None,

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal, final
 
 from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 
-from lightning_lth.callbacks import _compatibility, _trainer
+from lightning_lth.callbacks import _compatibility, _trainer, _trainer_rounds
+from lightning_lth.callbacks.early_stopping import EarlyStopping
 from lightning_lth.pruning.rewind import RewindPoint
 from lightning_lth.pruning.sharding import reshard_
 
@@ -80,19 +81,27 @@ class Rewinding:
         """Copy the rewind point."""
         reshard_(trainer.lightning_module)
         state.point = RewindPoint.capture(*_parts(trainer))
-        state.position = _trainer.position_at_batch_start(trainer)
+        state.position = _trainer_rounds.position_at_batch_start(trainer)
         state.early_stopping = {
             callback.state_key: copy.deepcopy(callback.state_dict())
             for callback in trainer.early_stopping_callbacks
+            if not isinstance(callback, EarlyStopping)
         }
 
-    def check_captured(self, trainer: Trainer, state: PruningState) -> None:
+    def _check_captured(self, trainer: Trainer, state: PruningState) -> None:
         """Refuse to end a round before the rewind point."""
         if state.point is None:
             raise RuntimeError(
                 f"Round 0 ended at step {trainer.global_step}, epoch {trainer.current_epoch}, "
                 f"before the rewind point ({self}). Rewind to an earlier one."
             )
+
+    def end_training(self, trainer: Trainer, state: PruningState) -> None:
+        """Have what ends a training done also where a resumed round had nothing left to train."""
+        self._check_captured(trainer, state)
+        for stopper in trainer.early_stopping_callbacks:
+            if isinstance(stopper, EarlyStopping):
+                stopper.end_training(trainer)
 
     def restore(self, trainer: Trainer, state: PruningState, keeper: MaskKeeper) -> None:
         """Go back, with the present masks, to where the next training starts."""
@@ -108,9 +117,9 @@ class Rewinding:
         keeper.hold_(state.masks)
         _restart_callbacks(trainer, state)
         trainer.accumulate_grad_batches = self._accumulate_grad_batches
-        _trainer.forget_results(trainer)
-        _trainer.set_position(trainer, state.position)
-        _trainer.restart_data(
+        _trainer_rounds.forget_results(trainer)
+        _trainer_rounds.set_position(trainer, state.position)
+        _trainer_rounds.restart_data(
             trainer,
             state.position,
             skip=self.repeats_data_order,
@@ -120,7 +129,7 @@ class Rewinding:
     def continue_data_order(self, trainer: Trainer, state: PruningState) -> None:
         """Let samplers that shuffle by epoch go on where the last round ended."""
         if state.round > 0 and not self.repeats_data_order:
-            _trainer.set_sampler_epoch(trainer, self._sampler_epoch(trainer, state))
+            _trainer_rounds.set_sampler_epoch(trainer, self._sampler_epoch(trainer, state))
 
     def rest_schedulers(self, trainer: Trainer) -> None:
         """Stop the schedulers where they are, if fine-tuning is the mode."""
@@ -164,9 +173,12 @@ def _schedulers(trainer: Trainer) -> list[Any]:
 
 def _restart_callbacks(trainer: Trainer, state: PruningState) -> None:
     for stopper in trainer.early_stopping_callbacks:
+        if isinstance(stopper, EarlyStopping):
+            stopper.start_round()
+            continue
         stopper.load_state_dict(copy.deepcopy(state.early_stopping[stopper.state_key]))
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, ModelCheckpoint):
-            _trainer.restart_model_checkpoint(callback)
+            _trainer_rounds.restart_model_checkpoint(callback)
         if isinstance(callback, Timer):
-            _trainer.restart_timer(callback)
+            _trainer_rounds.restart_timer(callback)

@@ -1,143 +1,20 @@
 """Every private attribute of the Trainer that we cannot avoid, with the reason; Lightning 2.6.
 
-Lightning offers no public way to run more than one training in a fit. Nearly everything here exists
-for that: running `_FitLoop.run` several times, and setting its counters between the runs.
+Those that serve several trainings in one fit are in `_trainer_rounds.py`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, final
-
-import torch
-from lightning.fabric.utilities.data import _set_sampler_epoch
-from lightning.pytorch.callbacks import ModelCheckpoint, Timer
-from lightning.pytorch.loops.utilities import _reset_progress
-from lightning.pytorch.trainer.states import RunningStage
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
-    from lightning.pytorch.loops.loop import _Loop
-    from lightning.pytorch.loops.progress import _Progress
-    from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
     from lightning.pytorch.utilities import CombinedLoader
     from torch import Tensor
-
-
-@final
-@dataclass(frozen=True)
-class Position:
-    """Where in a training the loops are, at the start of a batch.
-
-    Attributes:
-        epoch: Completed epochs.
-        batch: Batches of the present epoch before this one.
-        step: Optimizer steps, as ``trainer.global_step`` counts them.
-        total_batches: Batches of all epochs before this one.
-    """
-
-    epoch: int = 0
-    batch: int = 0
-    step: int = 0
-    total_batches: int = 0
-
-    def state_dict(self) -> dict[str, int]:
-        """The numbers by name."""
-        return asdict(self)
-
-
-def replace_fit_loop_run(trainer: Trainer, run: Callable[[Callable[[], None]], None]) -> None:
-    """Make ``trainer.fit`` call ``run(train_once)``; ``train_once`` is Lightning's own fit loop."""
-    train_once = trainer.fit_loop.run
-    trainer.fit_loop.run = lambda: run(train_once)  # type: ignore[method-assign]
-
-
-def restore_fit_loop_run(trainer: Trainer) -> None:
-    """Undo :func:`replace_fit_loop_run`; does nothing where it was not called."""
-    for loop, name in ((trainer.fit_loop, "run"), (trainer.fit_loop.epoch_loop, "reset")):
-        vars(loop).pop(name, None)  # the instance attribute; the method of the class shows again
-
-
-def prepare_data(trainer: Trainer) -> None:
-    """Build the training data loader, as the fit loop does first of all."""
-    trainer.fit_loop.setup_data()
-
-
-def position_at_batch_start(trainer: Trainer) -> Position:
-    """The position in ``on_train_batch_start``, where Lightning has counted the batch already."""
-    epoch_loop = trainer.fit_loop.epoch_loop
-    return Position(
-        epoch=trainer.current_epoch,
-        batch=epoch_loop.batch_progress.current.ready - 1,
-        step=trainer.global_step,
-        total_batches=epoch_loop.batch_progress.total.ready - 1,
-    )
-
-
-def set_position(trainer: Trainer, position: Position) -> None:
-    """Set all counters of the fit loop as if training had come to ``position`` just now.
-
-    The step of the loggers goes on counting, so that curves of one round follow the other's.
-    """
-    fit_loop = trainer.fit_loop
-    epoch_loop = fit_loop.epoch_loop
-    _reset_progress(fit_loop)
-    for loop in (fit_loop, epoch_loop, epoch_loop.val_loop):
-        _forget_restart(loop)
-        loop.reset_restart_stage()
-    _count(fit_loop.epoch_progress, position.epoch, position.epoch)
-    _count(epoch_loop.batch_progress, position.total_batches, position.batch)
-    automatic = epoch_loop.automatic_optimization.optim_progress.optimizer.step
-    _count(automatic, position.step, 0)
-    _count(epoch_loop.manual_optimization.optim_step_progress, position.step, 0)
-    if position.batch > 0:  # only a loop that restarts keeps the batches its epoch has behind it
-        epoch_loop._restarting = True
-        _reset_quietly_once(epoch_loop)
-
-
-def forget_results(trainer: Trainer) -> None:
-    """Clear what the last round left: stop signal, metrics, the epoch of the last data reload."""
-    trainer.should_stop = False
-    trainer._logger_connector.reset_metrics()
-    if trainer.reload_dataloaders_every_n_epochs:  # type: ignore[attr-defined]
-        trainer.fit_loop._last_train_dl_reload_epoch = float("-inf")
-        trainer.fit_loop.epoch_loop.val_loop._last_val_dl_reload_epoch = float("-inf")
-
-
-def restart_data(trainer: Trainer, position: Position, *, skip: bool, sampler_epoch: int) -> None:
-    """Start a new pass over the training data at the start of a round.
-
-    Args:
-        trainer: Its data loader was built before.
-        position: Where the round starts.
-        skip: Draw and drop the batches of the epoch before ``position``. Otherwise the epoch is
-            shortened by their number; where its length is unknown it cannot be.
-        sampler_epoch: Given to samplers that shuffle by epoch.
-    """
-    if position.epoch > 0 and position.batch == 0:
-        return  # the only case in which Lightning starts the pass by itself
-    trainer.fit_loop.setup_data()  # reloads where the user asked for reloads
-    set_sampler_epoch(trainer, sampler_epoch)
-    fetcher = trainer.fit_loop._data_fetcher
-    assert fetcher is not None
-    iter(fetcher)
-    for _ in range(position.batch):
-        if fetcher.length is None:
-            next(fetcher)
-        elif skip:
-            assert fetcher.iterator is not None
-            next(fetcher.iterator)
-
-
-def set_sampler_epoch(trainer: Trainer, epoch: int) -> None:
-    """Tell every sampler that shuffles by epoch which epoch this is, as Lightning itself does."""
-    for loader in train_dataloaders(trainer):
-        _set_sampler_epoch(loader, epoch)
 
 
 def train_dataloader_source(trainer: Trainer) -> Any:
@@ -187,6 +64,19 @@ def run_training_batch(trainer: Trainer, batch: Any, index: int) -> Tensor | Non
     return epoch_loop.manual_optimization.run(arguments).get("loss")
 
 
+def training_loss(trainer: Trainer, batch: Any) -> Tensor:
+    """The loss that ``training_step`` gives for a batch on the device; no step is taken."""
+    arguments = trainer.fit_loop.epoch_loop._build_kwargs(OrderedDict(), batch, 0)
+    with trainer.precision_plugin.train_step_context():
+        outputs = trainer.lightning_module.training_step(*arguments.values())
+    return outputs["loss"] if isinstance(outputs, Mapping) else outputs  # type: ignore[return-value]
+
+
+def is_stepping_batch(trainer: Trainer) -> bool:
+    """In ``on_train_batch_start``: whether the optimizers step after this batch."""
+    return not trainer.fit_loop.epoch_loop._should_accumulate()
+
+
 @contextlib.contextmanager
 def counters_kept(trainer: Trainer) -> Iterator[None]:
     """Afterwards steps and batches are counted as before."""
@@ -202,15 +92,6 @@ def counters_kept(trainer: Trainer) -> Iterator[None]:
     finally:
         for counter, state in zip(counters, states, strict=True):
             counter.load_state_dict(state)
-
-
-def num_epochs(trainer: Trainer) -> int:
-    """Epochs of the present training, one that was cut short included.
-
-    After a training that is ``trainer.current_epoch``, except in a fit that resumed from a
-    checkpoint of the last epoch and had nothing left to train.
-    """
-    return int(trainer.fit_loop.epoch_progress.current.started)  # type: ignore[attr-defined]
 
 
 def is_fast_dev_run(trainer: Trainer) -> bool:
@@ -236,46 +117,26 @@ def logging_step(trainer: Trainer) -> int:
     return trainer.fit_loop.epoch_loop._batches_that_stepped
 
 
-def restart_model_checkpoint(callback: ModelCheckpoint) -> None:
-    """Let a ModelCheckpoint begin anew, so that it keeps the best files of every round.
+def is_logging_step(trainer: Trainer) -> bool:
+    """Whether Lightning sends the metrics of the present training batch to the loggers.
 
-    Files on disk and the path of ``last.ckpt`` stay.
+    ``log_every_n_steps`` alone would not do: its count is that of :func:`logging_step`, and a step
+    that requests the end is logged, too.
     """
-    callback.best_k_models = {}
-    callback.best_model_path = ""
-    callback.best_model_score = None
-    callback.current_score = None
-    callback.kth_best_model_path = ""
-    callback.kth_value = torch.tensor(torch.inf if callback.mode == "min" else -torch.inf)
-    callback._last_global_step_saved = 0  # otherwise it skips a step number it has seen before
+    return trainer._logger_connector.should_update_logs
 
 
-def restart_timer(callback: Timer) -> None:
-    """Give every training the whole ``Trainer(max_time=...)``."""
-    callback.load_state_dict({})  # no time is used up
-    # Once it has ended, a Timer measures to the end of the first training for good.
-    callback._end_time[RunningStage.TRAINING] = None
+def training_metrics(trainer: Trainer) -> set[str]:
+    """Names of the metrics that were logged while training, rather than in a validation."""
+    results = trainer.fit_loop.epoch_loop._results
+    return {metric.meta.name for metric in results.values()}
 
 
-def _reset_quietly_once(epoch_loop: _TrainingEpochLoop) -> None:
-    # Its warning about loaders that cannot resume is for the user's checkpoints, not for rewinding.
-    def reset() -> None:
-        del epoch_loop.reset
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "You're resuming from a checkpoint")
-            epoch_loop.reset()
-
-    epoch_loop.reset = reset  # type: ignore[method-assign]
-
-
-def _forget_restart(loop: _Loop) -> None:
-    # Not by the `restarting` property: with max_steps the fit loop turns False into True.
-    loop._restarting = False
-    loop._loaded_from_state_dict = False
-    loop._resuming_from_checkpoint = False
-
-
-def _count(progress: _Progress, total: int, current: int) -> None:
-    for tracker, count in ((progress.total, total), (progress.current, current)):
-        for name in vars(tracker):
-            setattr(tracker, name, count)
+def can_stop(trainer: Trainer) -> bool:
+    """Whether ``min_epochs`` and ``min_steps`` let training stop after the present batch."""
+    fit_loop = trainer.fit_loop
+    epochs = fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
+    if trainer.validating and fit_loop.epoch_loop._num_ready_batches_reached():
+        epochs += 1  # the epoch ends with this validation
+    is_met = epochs >= (fit_loop.min_epochs or 0)
+    return is_met and trainer.global_step >= (trainer.min_steps or 0)

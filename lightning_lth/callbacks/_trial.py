@@ -63,9 +63,9 @@ def trial(trainer: Trainer, loader: Any = None) -> Iterator[Trial]:
                 ],
             )
         )
-        stack.enter_context(_own_attributes(module))
+        stack.enter_context(own_attributes(module))
         stack.enter_context(_trainer.counters_kept(trainer))
-        stack.enter_context(_silence(trainer))
+        stack.enter_context(silence(trainer))
         yield Trial(trainer, snapshot, batches)
 
 
@@ -146,7 +146,7 @@ def _unnoticed(loader: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _own_attributes(module: Module) -> Iterator[None]:
+def own_attributes(module: Module) -> Iterator[None]:
     """Inside, modules have copies of their attributes, such as counters, lists and metrics."""
     shared: dict[int, Any] = {
         id(value): value
@@ -184,7 +184,7 @@ def _copied(value: Any, shared: dict[int, Any]) -> Any:
 
 
 @contextlib.contextmanager
-def _silence(trainer: Trainer) -> Iterator[None]:
+def silence(trainer: Trainer) -> Iterator[None]:
     """Inside, nothing is logged and no callback is called."""
     callbacks, loggers = trainer.callbacks, trainer.loggers  # type: ignore[attr-defined]
     modules = [m for m in trainer.lightning_module.modules() if isinstance(m, LightningModule)]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, final
 from lightning.pytorch import Callback
 from typing_extensions import override
 
-from lightning_lth.callbacks import _arguments, _rates
+from lightning_lth.callbacks import _arguments, _loggers, _rates
 from lightning_lth.learning_rate.cycles import Cycle
 from lightning_lth.learning_rate.policies import POLICIES, Policy, Settings
 
@@ -96,8 +96,8 @@ class CyclicalLR(Callback):
         self._in_use: dict[int, list[int]] = {}
         self._last_global_step = 0
         self._replaced: list[Any] = []
-        if base_lr is not None and max_lr is not None:
-            self._settings().cycle(base_lr, max_lr, 2, 10)  # only to check the arguments
+        rates = (1.0, 2.0) if base_lr is None or max_lr is None else (base_lr, max_lr)
+        self._settings().cycle(*rates, 2, 10)  # only to check the arguments
 
     @classmethod
     def from_finder(
@@ -107,16 +107,37 @@ class CyclicalLR(Callback):
         step_size: float,
         step_unit: Literal["step", "epoch"] = "step",
         policy: Policy = "triangular",
+        gamma: float = 1.0,
+        cycle_multiplier: float = 1.0,
+        base_momentum: float | None = None,
+        max_momentum: float | None = None,
+        replace_schedulers: bool = False,
     ) -> CyclicalLR:
         """Cycle between the rates that a range test of the same fit finds (Smith's pair).
 
         Args:
             finder: Stands before this callback in the Trainer's list.
-            step_size: As for the class.
-            step_unit: As for the class.
-            policy: As for the class.
+            step_size: This and the others as for the class.
+            step_unit: See there.
+            policy: See there.
+            gamma: See there.
+            cycle_multiplier: See there.
+            base_momentum: See there.
+            max_momentum: See there.
+            replace_schedulers: See there.
         """
-        callback = cls(None, None, step_size=step_size, step_unit=step_unit, policy=policy)
+        callback = cls(
+            None,
+            None,
+            step_size=step_size,
+            step_unit=step_unit,
+            policy=policy,
+            gamma=gamma,
+            cycle_multiplier=cycle_multiplier,
+            base_momentum=base_momentum,
+            max_momentum=max_momentum,
+            replace_schedulers=replace_schedulers,
+        )
         callback._finder = finder
         return callback
 
@@ -177,17 +198,19 @@ class CyclicalLR(Callback):
         self._ratios = [_ratios(trainer, optimizer) for optimizer in trainer.optimizers]
         self._cycle = self._resolved_cycle(trainer)
         self._in_use = {id(one): _rates.groups_with_momentum(one) for one in trainer.optimizers}
-        self._warn_of_idle_momentum(trainer)
+        if self.base_momentum is not None:
+            _rates.warn_of_idle_momentum(trainer.optimizers)
         self._write(trainer)
 
     @override
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        """Set the rate of the next step, as schedulers do, so that monitors see it."""
+        """Log the rate of this step, and set that of the next, as schedulers do."""
         taken = trainer.global_step - self._last_global_step
         if taken == 0:
             return  # still accumulating
         self._last_global_step = trainer.global_step
         self._global_steps_per_step = taken  # more than 1 with several optimizers
+        _loggers.log_cycle(trainer, *self._values())
         self._step += 1
         self._write(trainer)
 
@@ -241,8 +264,8 @@ class CyclicalLR(Callback):
             base_lr, max_lr = found.base, found.max
         assert base_lr is not None
         assert max_lr is not None
-        size = self._steps(_steps_per_epoch(trainer) if self.step_unit == "epoch" else 1)
-        total = _total_steps(trainer) if self.policy == "one_cycle" else 0
+        size = self._steps(_rates.steps_per_epoch(trainer) if self.step_unit == "epoch" else 1)
+        total = _rates.total_steps(trainer) if self.policy == "one_cycle" else 0
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the constructor has warned of idle settings
             return self._settings().cycle(base_lr, max_lr, size, total)
@@ -256,40 +279,19 @@ class CyclicalLR(Callback):
         scale = steps_per_epoch if self.step_unit == "epoch" else 1
         return max(1, round(self.step_size * scale))
 
-    def _write(self, trainer: Trainer) -> None:
+    def _values(self) -> tuple[float, float | None]:
         assert self._cycle is not None
-        rate, momentum = self._cycle.rate(self._step), self._cycle.momentum(self._step)
+        momentum = self._cycle.momentum(self._step) if any(self._in_use.values()) else None
+        return self._cycle.rate(self._step), momentum
+
+    def _write(self, trainer: Trainer) -> None:
+        rate, momentum = self._values()
         for optimizer, ratios in zip(trainer.optimizers, self._ratios, strict=True):
             _rates.set_rates(optimizer, [rate * ratio for ratio in ratios])
             if momentum is not None:
                 _rates.set_momentum(optimizer, momentum, self._in_use[id(optimizer)])
 
-    def _warn_of_idle_momentum(self, trainer: Trainer) -> None:
-        idle = [type(o).__name__ for o in trainer.optimizers if not self._in_use[id(o)]]
-        if self.base_momentum is not None and idle:
-            warnings.warn(
-                f"{', '.join(idle)} has no momentum in use, so that it cannot be cycled. Set one "
-                f"in the optimizer, or leave out `base_momentum` and `max_momentum`.",
-                stacklevel=2,
-            )
-
 
 def _ratios(trainer: Trainer, optimizer: Any) -> list[float]:
     rates = _rates.nominal_rates(trainer, optimizer)
     return [rate / rates[0] if rates[0] else 1.0 for rate in rates]
-
-
-def _steps_per_epoch(trainer: Trainer) -> int:
-    if math.isinf(trainer.num_training_batches):
-        raise ValueError(
-            "`step_size` counts epochs, but the length of an epoch is not known. "
-            "Use `step_unit='step'`, or set `limit_train_batches`."
-        )
-    return math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
-
-
-def _total_steps(trainer: Trainer) -> int:
-    total = trainer.estimated_stepping_batches
-    if math.isinf(total):
-        raise ValueError("policy='one_cycle' needs a training of known length: set `max_steps`.")
-    return int(total)

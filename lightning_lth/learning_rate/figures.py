@@ -64,7 +64,9 @@ def _plot_losses(axes: Axes, curve: Curve) -> None:
     axes.plot(curve.values, smoothed, color="tab:blue", label="smoothed")
     finite = [loss for loss in smoothed if math.isfinite(loss)]
     if finite and min(finite) < max(finite):
-        axes.set_ylim(*_loss_limits(finite, min(loss for loss in measured if loss == loss)))
+        low, high = _loss_limits(finite, min(loss for loss in measured if loss == loss))
+        if low < high:
+            axes.set_ylim(low, high)
 
 
 def _loss_limits(smoothed: Sequence[float], lowest_measured: float) -> tuple[float, float]:

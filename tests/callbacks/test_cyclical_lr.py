@@ -253,6 +253,20 @@ def test_the_range_may_come_from_a_range_test() -> None:
     assert watcher.rates[:4] == pytest.approx([base + (top - base) * i / 3 for i in range(4)])
 
 
+def test_found_rates_go_with_every_other_setting() -> None:
+    """Smith 2018: one cycle, with momentum against it."""
+    finder = LRFinder(1e-3, 10, 100, apply=False)
+    cycles = CyclicalLR.from_finder(
+        finder, step_size=4, policy="one_cycle", base_momentum=0.5, max_momentum=0.9
+    )
+    watcher = fit(finder, cycles)
+    assert watcher.rates[4] == pytest.approx(finder.result.range.max)
+    momenta = [watcher.momenta[i] for i in (0, 2, 4)]
+    assert momenta == pytest.approx([0.9, 0.7, 0.5])
+    with pytest.raises(ValueError, match="`gamma`"):
+        CyclicalLR.from_finder(finder, step_size=4, policy="exp_range", gamma=2.0)
+
+
 def test_the_range_test_must_come_first() -> None:
     finder = LRFinder()
     cycles = CyclicalLR.from_finder(finder, step_size=3)

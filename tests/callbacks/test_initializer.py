@@ -158,6 +158,9 @@ def test_the_example_is_spread_over_the_data_set() -> None:
         lambda: DataLoader(
             data(), batch_sampler=BatchSampler(RandomSampler(data()), 4, drop_last=False)
         ),
+        lambda: DataLoader(
+            data(), None, sampler=BatchSampler(RandomSampler(data()), 4, drop_last=False)
+        ),
         lambda: DataLoader(data(), batch_size=100),
         lambda: DataLoader(data(), batch_size=8, num_workers=1),
     ],

@@ -458,7 +458,7 @@ def test_learning_rate_monitor_and_loggers_see_every_round(tmp_path: Any) -> Non
         rows = list(csv.DictReader(file))
     densities = [float(row["pruning/density"]) for row in rows if row["pruning/density"]]
     assert densities == pytest.approx([1.0, 115 / 144, 92 / 144])
-    assert sum(bool(row["pruning/density/net.0.weight"]) for row in rows) == 3
+    assert sum(bool(row["pruning/net.0.weight/density"]) for row in rows) == 3
     steps = [int(row["step"]) for row in rows if row["lr-SGD"]]
     assert steps == list(range(54))  # three rounds of 18 steps, one after the other
 

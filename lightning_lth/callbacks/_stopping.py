@@ -1,0 +1,161 @@
+"""What EarlyStopping reads from the trainer and does to it: when to look, at what, going back."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import TYPE_CHECKING
+
+import torch
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+
+from lightning_lth.callbacks import _trainer
+from lightning_lth.stopping import (
+    AnyOf,
+    Criterion,
+    Divergence,
+    NotFinite,
+    Stop,
+    StopReason,
+    Target,
+    Validation,
+)
+from lightning_lth.stopping.best_weights import BestWeights
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from lightning.pytorch import Trainer
+
+_REASONS = {
+    StopReason.TARGET: EarlyStoppingReason.STOPPING_THRESHOLD,
+    StopReason.DIVERGENCE: EarlyStoppingReason.DIVERGENCE_THRESHOLD,
+    StopReason.NOT_FINITE: EarlyStoppingReason.NON_FINITE_METRIC,
+}
+
+
+def with_thresholds(
+    criterion: Criterion,
+    *,
+    check_finite: bool,
+    stopping_threshold: float | None,
+    divergence_threshold: float | None,
+) -> Criterion:
+    """A criterion after those of Lightning's callback, in its order."""
+    rules: list[Criterion] = [NotFinite()] if check_finite else []
+    if stopping_threshold is not None:
+        rules.append(Target(stopping_threshold))
+    if divergence_threshold is not None:
+        rules.append(Divergence(divergence_threshold))
+    return AnyOf(*rules, criterion)
+
+
+def lightning_reason(decision: Stop | None) -> EarlyStoppingReason:
+    """Lightning's name for why training was stopped, or that it was not."""
+    if decision is None:
+        return EarlyStoppingReason.NOT_STOPPED
+    return _REASONS.get(decision.reason, EarlyStoppingReason.PATIENCE_EXHAUSTED)
+
+
+def is_fitting(trainer: Trainer) -> bool:
+    """Whether this validation is part of training."""
+    is_check = trainer.sanity_checking or _trainer.is_fast_dev_run(trainer)
+    return trainer.state.fn == "fit" and not is_check
+
+
+def looks_at_epoch_end(trainer: Trainer, monitor: str, is_wanted: bool | None) -> bool:
+    """Whether to look at the metric when epochs end, rather than when validations end."""
+    if is_wanted is not None:
+        return is_wanted
+    if not trainer.enable_validation:
+        return True
+    is_every_epoch = trainer.val_check_interval == 1.0 and trainer.check_val_every_n_epoch == 1
+    is_of_validation = monitor in trainer.callback_metrics and not is_of_training(trainer, monitor)
+    return is_every_epoch and not is_of_validation
+
+
+def is_of_training(trainer: Trainer, monitor: str) -> bool:
+    """Whether the metric is logged while training."""
+    names = _trainer.training_metrics(trainer)
+    return any(monitor in (name, f"{name}_step", f"{name}_epoch") for name in names)
+
+
+def is_new(trainer: Trainer, monitor: str, *, has_validated: bool) -> bool:
+    """When an epoch ends: whether the metric has been logged since it was last looked at."""
+    return has_validated or not trainer.enable_validation or is_of_training(trainer, monitor)
+
+
+def is_logged(trainer: Trainer, monitor: str, *, strict: bool) -> bool:
+    """Whether every rank has the metric.
+
+    Raises:
+        RuntimeError: If it has not, and ``strict`` is set.
+    """
+    has = trainer.strategy.reduce_boolean_decision(monitor in trainer.callback_metrics, all=True)
+    if strict and not has:
+        raise RuntimeError(
+            f"`monitor={monitor!r}` is not available at epoch {trainer.current_epoch}. "
+            f"Logged: {sorted(trainer.callback_metrics)}. Call `self.log({monitor!r}, ...)` in "
+            f"`validation_step`, or choose one of those."
+        )
+    return has
+
+
+def observed(trainer: Trainer, monitor: str, train_loss: float | None) -> Validation:
+    """The validation that has just ended, the same on every rank.
+
+    Where ranks disagree on the monitored value, because it was logged without ``sync_dist``, their
+    mean counts; the other metrics are those of rank 0.
+    """
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    metrics.pop("round", None)
+    value = metrics[monitor]
+    if trainer.world_size > 1:
+        loss = math.nan if train_loss is None else train_loss
+        own = torch.tensor([value, loss], device=trainer.strategy.root_device)
+        values, losses = trainer.strategy.all_gather(own).view(-1, 2).T
+        is_same = bool((values == values[0]).all())
+        value = float(values[0] if is_same else values.mean())
+        train_loss = None if train_loss is None else float(losses.mean())
+        metrics = {**trainer.strategy.broadcast(metrics), monitor: value}
+    return Validation(trainer.global_step, trainer.current_epoch, value, train_loss, metrics)
+
+
+def refuse_sharded(trainer: Trainer) -> None:
+    """Refuse strategies under which no rank has whole weights.
+
+    Raises:
+        ValueError: With the reason.
+    """
+    if isinstance(trainer.strategy, (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)):
+        raise ValueError(
+            f"`restore_best=True` cannot copy the shards of {type(trainer.strategy).__name__}. "
+            f"Use DDP, or ModelCheckpoint(monitor=..., save_top_k=1) and load its file."
+        )
+
+
+def read_best_weights(trainer: Trainer, path: Path) -> BestWeights | None:
+    """What rank 0 reads, on every rank; None, with a warning, where it cannot."""
+    weights = None
+    if trainer.is_global_zero:
+        try:
+            weights = BestWeights.load(path)
+        except (OSError, ValueError) as error:
+            warnings.warn(f"The best weights cannot be read: {error}", stacklevel=2)
+    return trainer.strategy.broadcast(weights)
+
+
+def restore_best_(trainer: Trainer, weights: BestWeights | None, best: Validation) -> None:
+    """Go back to the best weights; if these are those of another validation, only warn."""
+    if weights is None or (weights.step, weights.value) != (best.step, best.value):
+        held = "are not there"
+        if weights is not None:
+            held = f"are those of step {weights.step} ({weights.value:.6g})"
+        warnings.warn(
+            f"The best validation was at step {best.step} ({best.value:.6g}), but the kept weights "
+            f"{held}. The weights stay as training left them.",
+            stacklevel=2,
+        )
+        return
+    weights.restore_(trainer.lightning_module)

@@ -1,0 +1,1 @@
+"""What normalization and dropout layers do while a network trains; plain torch."""

@@ -1,0 +1,93 @@
+"""The weights of the best validation, kept in memory or in a file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from lightning_lth._tensor_files import read_file, write_file
+
+_KIND = "best-weights"
+
+
+@final
+class BestWeights:
+    """Copies of all parameters and buffers at one moment.
+
+    Args:
+        step: Optimizer step of that moment.
+        value: Of the monitored metric; with the step it tells which validation it was.
+        tensors: By name.
+
+    Example:
+        >>> module = torch.nn.BatchNorm1d(2)
+        >>> best = BestWeights.of(module, step=100, value=0.5)
+        >>> _ = module(torch.randn(4, 2))  # moves the running statistics
+        >>> best.restore_(module)
+        >>> module.running_var
+        tensor([1., 1.])
+    """
+
+    def __init__(self, step: int, value: float, tensors: Mapping[str, Tensor]) -> None:
+        self.step = step
+        self.value = value
+        self.tensors = dict(tensors)
+
+    @classmethod
+    def of(cls, module: Module, *, step: int, value: float) -> BestWeights:
+        """A copy of a module; buffers that its ``state_dict`` leaves out are in it, too."""
+        copies = {name: tensor.detach().clone() for name, tensor in _tensors(module).items()}
+        return cls(step, value, copies)
+
+    @torch.no_grad()
+    def restore_(self, module: Module) -> None:
+        """Copy the values back into the module's own tensors.
+
+        Raises:
+            ValueError: If names or shapes differ.
+        """
+        present = _tensors(module)
+        shapes = {name: value.shape for name, value in self.tensors.items()}
+        if shapes != {name: value.shape for name, value in present.items()}:
+            wrong = sorted(
+                name
+                for name in shapes.keys() | present.keys()
+                if name not in present or shapes.get(name) != present[name].shape
+            )
+            raise ValueError(
+                f"The best weights are of another module: {wrong} differ in name or shape."
+            )
+        for name, value in self.tensors.items():
+            present[name].copy_(value)
+
+    def save(self, path: Path) -> None:
+        """Write a safetensors file, whole or not at all."""
+        tensors = {name: value.cpu().contiguous() for name, value in self.tensors.items()}
+        description = json.dumps({"step": self.step, "value": self.value})
+        write_file(path, tensors, description, kind=_KIND)
+
+    @classmethod
+    def load(cls, path: Path) -> BestWeights:
+        """Read what :meth:`save` wrote. Never unpickles.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If the file is another one, or damaged.
+        """
+        tensors, description = read_file(path, kind=_KIND)
+        return cls(**json.loads(description), tensors=tensors)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Step, value and tensors."""
+        return {"step": self.step, "value": self.value, "tensors": self.tensors}
+
+
+def _tensors(module: Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name; tied ones once."""
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
