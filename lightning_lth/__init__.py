@@ -18,7 +18,7 @@ from lightning_lth.initialization import (
     initialize_,
     signal_propagation,
 )
-from lightning_lth.layer_stats.diagnoses import Diagnosis, Thresholds
+from lightning_lth.layer_stats.findings import Diagnosis, Thresholds
 from lightning_lth.pruning.history import History, RoundRecord
 from lightning_lth.pruning.masks import Masks
 from lightning_lth.pruning.tickets import Ticket, TicketReport

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from lightning_lth.callbacks._trainer_rounds import Position
+from lightning_lth.callbacks._rounds import Position
 from lightning_lth.pruning.history import BestValue, History
 from lightning_lth.pruning.masks import Masks
 from lightning_lth.pruning.rewind import RewindPoint

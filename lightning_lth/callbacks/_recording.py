@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lightning_lth.callbacks import _trainer, _trainer_rounds
+from lightning_lth.callbacks import _rounds, _trainer
 from lightning_lth.pruning.history import BestValue, RoundRecord, StopReason
 
 if TYPE_CHECKING:
@@ -41,7 +41,17 @@ def observe(trainer: Trainer, state: PruningState, monitor: str, mode: str) -> N
         state.best = BestValue(monitor, value, trainer.global_step, dict(state.metrics))
 
 
-def record(trainer: Trainer, state: PruningState) -> RoundRecord:
+def finish_round(
+    trainer: Trainer, state: PruningState, monitor: str | None, folder: str | Path | None
+) -> None:
+    """Add the record of a round that has just ended; write its ticket."""
+    state.history.append(_record(trainer, state))
+    if not _trainer.is_fast_dev_run(trainer):
+        _warn_if_not_logged(state, monitor)
+        _save_ticket(trainer, state, folder)
+
+
+def _record(trainer: Trainer, state: PruningState) -> RoundRecord:
     """The record of a round that has just ended."""
     assert state.masks is not None
     best = state.best
@@ -50,7 +60,7 @@ def record(trainer: Trainer, state: PruningState) -> RoundRecord:
         density=state.masks.density,
         layer_densities=state.masks.densities(),
         steps=trainer.global_step,
-        epochs=_trainer_rounds.num_epochs(trainer),
+        epochs=_rounds.num_epochs(trainer),
         stop_reason=_stop_reason(trainer, state),
         monitor=best.monitor if best is not None else None,
         best_value=best.value if best is not None else None,
@@ -60,7 +70,7 @@ def record(trainer: Trainer, state: PruningState) -> RoundRecord:
     )
 
 
-def warn_if_not_logged(state: PruningState, monitor: str | None) -> None:
+def _warn_if_not_logged(state: PruningState, monitor: str | None) -> None:
     """Warn where the user asked for a metric that was not there in the whole round."""
     if monitor is not None and state.best is None:
         warnings.warn(
@@ -70,7 +80,7 @@ def warn_if_not_logged(state: PruningState, monitor: str | None) -> None:
         )
 
 
-def save_ticket(trainer: Trainer, state: PruningState, folder: str | Path | None) -> None:
+def _save_ticket(trainer: Trainer, state: PruningState, folder: str | Path | None) -> None:
     """Write the ticket of the round, if there is a folder for it."""
     if folder is None:
         return
@@ -80,7 +90,7 @@ def save_ticket(trainer: Trainer, state: PruningState, folder: str | Path | None
 
 
 def _stop_reason(trainer: Trainer, state: PruningState) -> StopReason:
-    if state.is_round_over or _trainer.is_stopping(trainer):
+    if state.is_round_over or _rounds.is_stopping(trainer):
         stoppers = trainer.early_stopping_callbacks
         is_early = any(stopper.stopping_reason.value > 0 for stopper in stoppers)
         return "early_stopping" if is_early else "should_stop"

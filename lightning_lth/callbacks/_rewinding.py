@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, final
 
 from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 
-from lightning_lth.callbacks import _compatibility, _trainer, _trainer_rounds
+from lightning_lth.callbacks import _compatibility, _rounds, _trainer
 from lightning_lth.callbacks.early_stopping import EarlyStopping
 from lightning_lth.pruning.rewind import RewindPoint
 from lightning_lth.pruning.sharding import reshard_
@@ -81,7 +81,7 @@ class Rewinding:
         """Copy the rewind point."""
         reshard_(trainer.lightning_module)
         state.point = RewindPoint.capture(*_parts(trainer))
-        state.position = _trainer_rounds.position_at_batch_start(trainer)
+        state.position = _rounds.position_at_batch_start(trainer)
         state.early_stopping = {
             callback.state_key: copy.deepcopy(callback.state_dict())
             for callback in trainer.early_stopping_callbacks
@@ -117,9 +117,9 @@ class Rewinding:
         keeper.hold_(state.masks)
         _restart_callbacks(trainer, state)
         trainer.accumulate_grad_batches = self._accumulate_grad_batches
-        _trainer_rounds.forget_results(trainer)
-        _trainer_rounds.set_position(trainer, state.position)
-        _trainer_rounds.restart_data(
+        _rounds.forget_results(trainer)
+        _rounds.set_position(trainer, state.position)
+        _rounds.restart_data(
             trainer,
             state.position,
             skip=self.repeats_data_order,
@@ -129,7 +129,7 @@ class Rewinding:
     def continue_data_order(self, trainer: Trainer, state: PruningState) -> None:
         """Let samplers that shuffle by epoch go on where the last round ended."""
         if state.round > 0 and not self.repeats_data_order:
-            _trainer_rounds.set_sampler_epoch(trainer, self._sampler_epoch(trainer, state))
+            _rounds.set_sampler_epoch(trainer, self._sampler_epoch(trainer, state))
 
     def rest_schedulers(self, trainer: Trainer) -> None:
         """Stop the schedulers where they are, if fine-tuning is the mode."""
@@ -179,6 +179,6 @@ def _restart_callbacks(trainer: Trainer, state: PruningState) -> None:
         stopper.load_state_dict(copy.deepcopy(state.early_stopping[stopper.state_key]))
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, ModelCheckpoint):
-            _trainer_rounds.restart_model_checkpoint(callback)
+            _rounds.restart_model_checkpoint(callback)
         if isinstance(callback, Timer):
-            _trainer_rounds.restart_timer(callback)
+            _rounds.restart_timer(callback)

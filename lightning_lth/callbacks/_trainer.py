@@ -1,6 +1,6 @@
 """Every private attribute of the Trainer that we cannot avoid, with the reason; Lightning 2.6.
 
-Those that serve several trainings in one fit are in `_trainer_rounds.py`.
+Those that serve several trainings in one fit are in `_rounds.py`.
 """
 
 from __future__ import annotations
@@ -105,11 +105,6 @@ def is_resuming(trainer: Trainer) -> bool:
     ``trainer.ckpt_path`` would not do: Lightning's learning-rate finder leaves its own path there.
     """
     return bool(trainer._checkpoint_connector._loaded_checkpoint)
-
-
-def is_stopping(trainer: Trainer) -> bool:
-    """Whether the present training ends by request before its budget is used up."""
-    return bool(trainer.should_stop and trainer.fit_loop._can_stop_early)
 
 
 def logging_step(trainer: Trainer) -> int:

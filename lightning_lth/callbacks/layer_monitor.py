@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
 from lightning_lth.callbacks import _arguments, _landscape, _layer_charts, _tensorboard, _trainer
-from lightning_lth.layer_stats.diagnoses import Diagnosis, Finding, Thresholds
+from lightning_lth.layer_stats.findings import Diagnosis, Finding, Thresholds
 from lightning_lth.layer_stats.observer import LayerObserver
 from lightning_lth.layer_stats.table import Table
 

@@ -9,14 +9,7 @@ import torch
 from lightning.pytorch import Callback
 from typing_extensions import override
 
-from lightning_lth.callbacks import (
-    _arguments,
-    _compatibility,
-    _loggers,
-    _recording,
-    _trainer,
-    _trainer_rounds,
-)
+from lightning_lth.callbacks import _arguments, _compatibility, _loggers, _recording, _rounds
 from lightning_lth.callbacks._pruning_state import PruningState
 from lightning_lth.callbacks._rewinding import Rewinding
 from lightning_lth.callbacks.fixed_masks import FixedMasks
@@ -163,7 +156,7 @@ class IterativeMagnitudePruning(Callback):
             self._state = PruningState()
         self._rewinding = self._new_rewinding()
         self._rewinding.start(trainer)
-        _trainer_rounds.replace_fit_loop_run(trainer, partial(self._run_rounds, trainer))
+        _rounds.replace_fit_loop_run(trainer, partial(self._run_rounds, trainer))
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -204,7 +197,7 @@ class IterativeMagnitudePruning(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Note in the checkpoint whether the round has been ended, by early stopping say."""
-        checkpoint["callbacks"][self.state_key]["is_round_over"] = _trainer.is_stopping(trainer)
+        checkpoint["callbacks"][self.state_key]["is_round_over"] = _rounds.is_stopping(trainer)
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -249,7 +242,7 @@ class IterativeMagnitudePruning(Callback):
     def _begin(self, trainer: Trainer) -> MaskKeeper:
         module = trainer.lightning_module
         reshard_(module)
-        _trainer_rounds.prepare_data(trainer)
+        _rounds.prepare_data(trainer)
         self._rewinding.check(trainer, self._state)
         if self._state.masks is None:
             self._state.masks = Masks.dense(prunable_parameters(module, self.parameters))
@@ -277,10 +270,7 @@ class IterativeMagnitudePruning(Callback):
         if len((state := self._state).history) > state.round:
             return  # resumed from a checkpoint that was saved after the round
         self._rewinding.end_training(trainer, state)
-        state.history.append(_recording.record(trainer, state))
-        if not _trainer.is_fast_dev_run(trainer):
-            _recording.warn_if_not_logged(state, self.monitor)
-            _recording.save_ticket(trainer, state, self.ticket_dir)
+        _recording.finish_round(trainer, state, self.monitor, self.ticket_dir)
         _loggers.log_round(trainer, state.history)
 
     def _prune(self, trainer: Trainer) -> None:
@@ -297,10 +287,10 @@ class IterativeMagnitudePruning(Callback):
         )
         _compatibility.check_emptied(self.masks, masks, self.round + 1, self.empty_layers)
         _compatibility.check_same_on_all_ranks(trainer, masks)
-        state.start_next_round(masks, _trainer_rounds.num_epochs(trainer))
+        state.start_next_round(masks, _rounds.num_epochs(trainer))
 
     def _release(self, trainer: Trainer) -> None:
-        _trainer_rounds.restore_fit_loop_run(trainer)
+        _rounds.restore_fit_loop_run(trainer)
         self._rewinding.release(trainer)
         if self._keeper is not None:
             self._keeper.release()

@@ -17,13 +17,12 @@ from lightning_lth.layer_stats.batch_norm import (
 )
 from lightning_lth.layer_stats.diagnoses import (
     BatchNormFacts,
-    Diagnosis,
-    Thresholds,
     diagnose_batch_norm,
     diagnose_dropout,
     diagnose_uses,
 )
 from lightning_lth.layer_stats.facts import Facts
+from lightning_lth.layer_stats.findings import Diagnosis, Thresholds
 from lightning_lth.layer_stats.layers import dropout_layers, group, normalization_layers
 from lightning_lth.layer_stats.readings import joined
 from lightning_lth.layer_stats.survey import Survey, fallback, is_compiled

@@ -10,14 +10,12 @@ import pytest
 from lightning_lth.layer_stats.batch_norm import BatchNormState
 from lightning_lth.layer_stats.diagnoses import (
     BatchNormFacts,
-    Diagnosis,
-    Finding,
-    Thresholds,
     diagnose_batch_norm,
     diagnose_dropout,
     diagnose_uses,
 )
 from lightning_lth.layer_stats.facts import Facts, FunctionalDropout
+from lightning_lth.layer_stats.findings import Diagnosis, Finding, Thresholds
 
 TRACKING = BatchNormFacts(BatchNormState.TRACKING)
 BEHIND = BatchNormFacts(BatchNormState.TRACKING, dropouts_before=("drop.0", "drop.1"))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_lth.layer_stats.diagnoses import Finding, Thresholds
+from lightning_lth.layer_stats.findings import Finding, Thresholds
 from lightning_lth.layer_stats.observer import LayerObserver
 
 

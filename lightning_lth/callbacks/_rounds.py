@@ -146,6 +146,11 @@ def num_epochs(trainer: Trainer) -> int:
     return int(trainer.fit_loop.epoch_progress.current.started)  # type: ignore[attr-defined]
 
 
+def is_stopping(trainer: Trainer) -> bool:
+    """Whether the present training ends by request before its budget is used up."""
+    return bool(trainer.should_stop and trainer.fit_loop._can_stop_early)
+
+
 def restart_model_checkpoint(callback: ModelCheckpoint) -> None:
     """Let a ModelCheckpoint begin anew, so that it keeps the best files of every round.
 
