@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
 from types import ModuleType
@@ -10,17 +9,12 @@ from types import ModuleType
 import pytest
 from torch.utils.data import TensorDataset
 
-PATH = Path(__file__).parents[1] / "examples" / "dropout_before_batch_norm.py"
+from tests.loading import load_example
 
 
 @pytest.fixture(scope="module")
 def example() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("dropout_example", PATH)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_example("dropout_before_batch_norm")
 
 
 @pytest.fixture(scope="module")

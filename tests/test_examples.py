@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import os
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_lth import Ticket
+from tests.loading import load_example
 
 ROOT = Path(__file__).parents[1]
 
@@ -83,13 +83,7 @@ LECTURE = {
 
 @pytest.fixture(scope="module")
 def signal_example() -> ModuleType:
-    path = ROOT / "examples" / "signal_propagation.py"
-    spec = importlib.util.spec_from_file_location("signal_propagation_example", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_example("signal_propagation")
 
 
 def is_like_the_lecture(stds: list[float], label: str) -> bool:
