@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from lightning_lth.learning_rate.range_test import RangeTest
     from lightning_lth.pruning.history import History, RoundRecord
     from lightning_lth.pruning.masks import Masks
+    from lightning_lth.stopping import Validation
 
 # Of LearningRateMonitor: `lr-SGD` and `lr-SGD/pg1`; `lr-SGD-momentum`.
 _MONITORED_RATES = "lr-(?!.*-(?:momentum|weight_decay)$).*"
@@ -64,6 +65,16 @@ def log_round(trainer: Trainer, history: History) -> None:
     add_figure(trainer, "pruning/densities", partial(pruning_figures.layer_densities, history))
     if any(record.best_value is not None for record in history):
         add_figure(trainer, "pruning/best", partial(pruning_figures.best_value, history))
+
+
+def log_best(trainer: Trainer, monitor: str, best: Validation) -> None:
+    """Log the best validation so far, at each validation."""
+    log_scalars(trainer, {f"best/{monitor}": best.value, "best/step": float(best.step)})
+    charts = [
+        Lines(f"Best {monitor}", (tag(f"best/{monitor}"),)),
+        Lines("Step of the best validation", (tag("best/step"),)),
+    ]
+    add_charts(trainer, "Early stopping", charts)
 
 
 def _best_charts(record: RoundRecord) -> list[Lines]:

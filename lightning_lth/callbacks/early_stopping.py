@@ -12,7 +12,7 @@ from lightning.pytorch import callbacks
 from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
-from lightning_lth.callbacks import _arguments, _stopping, _tensorboard, _trainer
+from lightning_lth.callbacks import _arguments, _loggers, _stopping, _trainer
 from lightning_lth.callbacks._stopping_state import StoppingState
 from lightning_lth.stopping import Criterion, Patience, Stop, Validation, Validations
 from lightning_lth.stopping.best_weights import BestWeights
@@ -256,8 +256,7 @@ class EarlyStopping(callbacks.EarlyStopping):
         if best is validation:
             self._keep_best(trainer, before, best)
         if best is not None:
-            scalars = {f"best/{self.monitor}": best.value, "best/step": float(best.step)}
-            _tensorboard.log_scalars(trainer, scalars)
+            _loggers.log_best(trainer, self.monitor, best)
         self._stop_if_due(trainer)
 
     def _stop_if_due(self, trainer: Trainer) -> None:

@@ -36,6 +36,7 @@ from lightning_lth.stopping import (
     SuccessiveRises,
     Target,
 )
+from tests.callbacks.boards import Board
 from tests.callbacks.modules import Classifier, assert_equal, loader, trainer, weights
 from tests.callbacks.scripted import Scripted, fit, values
 
@@ -576,6 +577,10 @@ def test_the_best_so_far_goes_to_the_loggers(tmp_path: Path) -> None:
     assert scalars(logger.log_dir, "best/val_loss") == list(zip(steps, best, strict=True))
     best_steps = [6.0, 12.0, 12.0, 12.0, 30.0]
     assert scalars(logger.log_dir, "best/step") == list(zip(steps, best_steps, strict=True))
+    assert Board(logger.log_dir).charts()["Early stopping"] == {
+        "Best val_loss": ["best/val_loss"],
+        "Step of the best validation": ["best/step"],
+    }
 
 
 def test_in_pruning_the_steps_of_the_loggers_go_on(tmp_path: Path) -> None:

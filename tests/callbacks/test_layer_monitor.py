@@ -353,7 +353,7 @@ def test_a_shift_from_before_the_warm_up_is_never_judged() -> None:
     watch = monitor()
     with pytest.warns(UserWarning, match="is evaluated after 6 batches"):
         fit(watch, module=Once(0.5), max_epochs=8)
-    assert watch.table.latest["net.1"]["train_eval_shift"] > 1.5
+    assert watch.table.latest["net.1"]["train_eval_ratio"] < 0.9
     assert findings(watch) == [("NOT_WARMED_UP", "net.1")]
 
 
