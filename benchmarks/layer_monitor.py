@@ -1,7 +1,7 @@
 """Cost of watching the layers: one training step with a monitor against the step without.
 
 Run:
-    python benchmarks/layer_monitor.py            # the table, 12 minutes on 2 cores
+    python benchmarks/layer_monitor.py            # the table, 15 minutes on 2 cores
     python benchmarks/layer_monitor.py --check    # ... and exit 1 if a target is missed
     python benchmarks/layer_monitor.py --quick    # a quarter of the width, under a minute
 
@@ -221,12 +221,12 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    width, repetitions, steps = (16, 2, 8) if arguments.quick else (64, 5, 7)
+    width, repetitions, steps = (16, 1, 8) if arguments.quick else (64, 5, 7)
     figures, event_bytes = step_times(width, repetitions, steps)
     attached = figures["ours, attached"]
     figures["ours, every 50 steps"] = attached + (figures["ours, every step"] - attached) / 50
     figures["event MB per 1000 logged steps"] = event_bytes * 1000 / 1e6
-    figures["memory growth, MB"] = memory_growth(2_000 if arguments.quick else 10_000)
+    figures["memory growth, MB"] = memory_growth(1_000 if arguments.quick else 10_000)
     missed = []
     for name, value in figures.items():
         target = TARGETS.get(name)
