@@ -684,6 +684,7 @@ def launch(folder: Path) -> list[dict[str, dict[str, Any]]]:
     return [json.loads((folder / f"result_{rank}.json").read_text()) for rank in range(2)]
 
 
+@pytest.mark.distributed
 def test_two_processes_decide_as_one(tmp_path: Path) -> None:
     results = launch(tmp_path)
     best = torch.load(tmp_path / "at_step_6.pt", weights_only=True)

@@ -456,6 +456,7 @@ def test_sharded_parameters_are_refused() -> None:
         Initializer().on_fit_start(fitter, Classifier())
 
 
+@pytest.mark.distributed
 @pytest.mark.parametrize("scheme", ["auto", "lsuv"])
 def test_all_ranks_get_the_same_weights(scheme: str, tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(SCRIPT.parents[2]), "OMP_NUM_THREADS": "1"}

@@ -802,6 +802,7 @@ def test_two_monitors_are_one_too_many() -> None:
         fit(monitor(), monitor(5))
 
 
+@pytest.mark.distributed
 def test_two_processes(tmp_path: Path) -> None:
     script = Path(__file__).with_name("distributed_layer_monitor.py")
     environment = os.environ | {"PYTHONPATH": str(script.parents[2]), "OMP_NUM_THREADS": "1"}

@@ -606,6 +606,7 @@ def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
         LRFinder(**arguments)
 
 
+@pytest.mark.distributed
 def test_all_ranks_find_the_same(tmp_path: Path) -> None:
     script = Path(__file__).with_name("distributed_lr_finder.py")
     environment = os.environ | {"PYTHONPATH": str(script.parents[2]), "OMP_NUM_THREADS": "1"}

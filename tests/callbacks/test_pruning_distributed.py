@@ -39,6 +39,7 @@ def launch(strategy: str, folder: Path) -> list[dict[str, Any]]:
     return [json.loads((folder / f"result_{rank}.json").read_text()) for rank in range(2)]
 
 
+@pytest.mark.distributed
 @pytest.mark.parametrize(
     "strategy",
     [
@@ -74,6 +75,7 @@ def test_two_processes_agree_with_one(strategy: str, tmp_path: Path) -> None:
     assert ticket.masks == pruning.masks
 
 
+@pytest.mark.distributed
 def test_ranks_that_would_prune_differently_are_stopped(tmp_path: Path) -> None:
     done = start("ddp_differing", tmp_path)
     assert done.returncode != 0

@@ -114,6 +114,7 @@ def check_refusals(mesh):
     assert local_part(by_rows["w"]).shape == (2, 3)
 
 
+@pytest.mark.distributed
 def test_two_ranks_prune_as_one(tmp_path):
     launch(check_all, tmp_path)
 
