@@ -36,7 +36,9 @@ def against_density(
     for label, points in curves.items():
         densities, values = zip(*points, strict=True)
         axes.plot([100 * density for density in densities], values, marker="o", label=label)
-    _style_density_axis(axes, ylabel)
+    style_density_axis(axes)
+    axes.set_ylabel(ylabel)
+    axes.legend()
     return figure
 
 
@@ -61,6 +63,25 @@ def layer_densities(history: History) -> Figure:
     return figure
 
 
+def style_density_axis(axes: Axes) -> None:
+    """Make the horizontal axis that of the papers; call it once, when all points are drawn.
+
+    Args:
+        axes: Its values are percentages of weights remaining. The axis becomes logarithmic, with
+            100 % on the left.
+    """
+    axes.set(xlabel="weights remaining (%)", xscale="log")
+    ticks = [
+        tick
+        for tick in (100, 50, 20, 10, 5, 2, 1, 0.5, 0.2, 0.1)
+        if tick >= axes.get_xlim()[0] * 0.9
+    ]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.invert_xaxis()
+    axes.grid(visible=True, alpha=0.3)
+
+
 def _new_figure(title: str) -> tuple[Figure, Axes]:
     try:
         from matplotlib.figure import Figure
@@ -70,17 +91,3 @@ def _new_figure(title: str) -> tuple[Figure, Axes]:
     axes = figure.subplots()
     axes.set_title(title)
     return figure, axes
-
-
-def _style_density_axis(axes: Axes, ylabel: str) -> None:
-    axes.set(xlabel="weights remaining (%)", ylabel=ylabel, xscale="log")
-    ticks = [
-        tick
-        for tick in (100, 50, 20, 10, 5, 2, 1, 0.5, 0.2, 0.1)
-        if tick >= axes.get_xlim()[0] * 0.9
-    ]
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes.minorticks_off()
-    axes.invert_xaxis()
-    axes.legend()
-    axes.grid(visible=True, alpha=0.3)

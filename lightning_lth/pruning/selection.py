@@ -69,6 +69,39 @@ def prune(
     return Masks(pruned)
 
 
+def keep(scores: Scores, masks: Masks, *, num_remaining: int) -> Masks:
+    """Keep exactly so many of the survivors, those with the highest scores over all layers.
+
+    Equal scores fall in the same order as for :func:`prune`.
+
+    Args:
+        scores: One score for each weight.
+        masks: The weights that survive so far, with the names and shapes of ``scores``.
+        num_remaining: How many survive then, from 0 to as many as survive so far.
+
+    Returns:
+        New masks with the same names and shapes, on the devices of the scores, distributed alike.
+
+    Raises:
+        ValueError: If there are too few survivors, names or shapes differ, or the score of a
+            survivor is NaN.
+
+    Example:
+        >>> import torch
+        >>> scores = Scores.of({"a": torch.tensor([4.0, 1.0]), "b": torch.tensor([2.0, 3.0])})
+        >>> dict(keep(scores, Masks.dense(scores.materialize()), num_remaining=1))
+        {'a': tensor([ True, False]), 'b': tensor([False, False])}
+    """
+    _check_match(scores, masks)
+    ranking = Ranking(scores, masks)
+    if not 0 <= num_remaining <= ranking.num_survivors:
+        raise ValueError(
+            f"`num_remaining` must be in [0, {ranking.num_survivors}], the number of survivors, "
+            f"got {num_remaining}."
+        )
+    return Masks(ranking.without_smallest(ranking.num_survivors - num_remaining))
+
+
 def check_fractions(fractions: Mapping[str, float] | None, names: Iterable[str]) -> None:
     """Refuse fractions that :func:`prune` would refuse, before there are scores.
 

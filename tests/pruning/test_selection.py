@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from lightning_lth.pruning import scoring
 from lightning_lth.pruning.masks import Masks
 from lightning_lth.pruning.scoring import Scores
-from lightning_lth.pruning.selection import emptied, num_pruned, prune
+from lightning_lth.pruning.selection import emptied, keep, num_pruned, prune
 
 LENET = {"fc1": 784 * 300, "fc2": 300 * 100, "output": 100 * 10}  # 266,200 weights
 CONV_2 = {
@@ -233,3 +233,32 @@ def test_unknown_scope_and_misfits_are_refused():
         ValueError, match=r"mask of 'w' has shape \(3,\), but its scores have \(2,\)"
     ):
         prune(scores, Masks({"w": torch.ones(3)}), fraction=0.2)
+
+
+def test_keep_leaves_the_highest_of_all_survivors():
+    scores = Scores.of({"a": torch.tensor([9.0, 1.0, 5.0]), "b": torch.tensor([[4.0], [8.0]])})
+    masks = Masks({"a": torch.tensor([0, 1, 1]), "b": torch.tensor([[1], [1]])})
+    kept = keep(scores, masks, num_remaining=2)  # of 1, 5, 4 and 8; the 9 is pruned already
+    assert kept["a"].tolist() == [False, False, True]
+    assert kept["b"].tolist() == [[False], [True]]
+    assert masks.num_remaining == 4
+    assert keep(scores, masks, num_remaining=4) == masks
+    assert keep(scores, masks, num_remaining=0).num_remaining == 0
+
+
+def test_keep_drops_equal_scores_by_position():
+    scores = Scores.of({"a": torch.ones(2), "b": torch.ones(2)})
+    kept = keep(scores, Masks.dense(scores.materialize()), num_remaining=1)
+    assert kept["b"].tolist() == [False, True]
+
+
+def test_keep_refuses_numbers_and_masks_that_do_not_fit():
+    scores = Scores.of({"w": torch.ones(3)})
+    masks = Masks({"w": torch.tensor([1, 1, 0])})
+    for count in (-1, 3):
+        with pytest.raises(
+            ValueError, match=rf"must be in \[0, 2\], the number of survivors, got {count}\."
+        ):
+            keep(scores, masks, num_remaining=count)
+    with pytest.raises(ValueError, match=r"same names, got \['w'\] and \['v'\]"):
+        keep(scores, Masks({"v": torch.ones(3)}), num_remaining=1)

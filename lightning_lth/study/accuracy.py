@@ -1,0 +1,106 @@
+"""Accuracies of given weights on training, validation and test data, beside a running fit."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch.utils.data import DataLoader, IterableDataset
+
+from lightning_lth.study.experiments.loader import TensorLoader
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule
+
+    from lightning_lth.stopping.best_weights import BestWeights
+    from lightning_lth.study.design import Measures
+
+_EVALUATION_BATCH_SIZE = 1000
+
+
+def accuracies(
+    trainer: Trainer,
+    model: LightningModule,
+    weights: BestWeights,
+    measures: Measures,
+    *,
+    limit_batches: int | float = 1.0,
+) -> dict[str, float]:
+    """Measure the accuracies of some weights of the model that is being trained.
+
+    Args:
+        trainer: Fits a model of the same kind; its data are used.
+        model: A fresh model, which gets the weights.
+        weights: To measure.
+        measures: Names of the metrics.
+        limit_batches: As in ``Trainer(limit_val_batches=...)``.
+
+    Returns:
+        ``train_accuracy`` and ``validation_accuracy``, and ``test_accuracy`` if there are test
+        data.
+    """
+    weights.restore_(model)
+    source: Any = getattr(trainer, "datamodule", None) or model
+    judge = _judge(trainer, limit_batches)
+    name = measures.validation_accuracy
+    found = {
+        "train_accuracy": _validated(judge, model, _in_order(source.train_dataloader()), name),
+        "validation_accuracy": _validated(judge, model, source.val_dataloader(), name),
+    }
+    if has_test(source):
+        source.setup("test")
+        metrics = judge.test(model, source.test_dataloader(), verbose=False)
+        found["test_accuracy"] = _one(metrics, measures.test_accuracy, "test_step")
+    return found
+
+
+def has_test(source: Any) -> bool:
+    """Whether a data module, or a module with loaders of its own, has test data."""
+    return is_overridden("test_dataloader", source)
+
+
+def _in_order(loader: Any) -> Any:
+    """The same examples for an evaluation: unshuffled, none left out, as far as we can tell how."""
+    if isinstance(loader, TensorLoader):
+        size = _EVALUATION_BATCH_SIZE
+        return TensorLoader(loader.inputs, loader.labels, batch_size=size, shuffle=False)
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return loader
+    return DataLoader(
+        loader.dataset,
+        batch_size=loader.batch_size or 1,
+        collate_fn=loader.collate_fn,
+        num_workers=loader.num_workers,
+    )
+
+
+def _validated(judge: Trainer, model: LightningModule, loader: Any, name: str) -> float:
+    metrics = judge.validate(model, loader, verbose=False)
+    return _one(metrics, name, "validation_step")
+
+
+def _one(metrics: Any, name: str, step: str) -> float:
+    logged = {key: value for part in metrics for key, value in part.items()}
+    if name not in logged:
+        present = ", ".join(sorted(logged)) or "nothing"
+        raise ValueError(
+            f"{name!r} was not logged by `{step}`. Logged: {present}. "
+            "Name one of them in `measures`, or log it."
+        )
+    return float(logged[name])
+
+
+def _judge(trainer: Trainer, limit_batches: int | float) -> Trainer:
+    """A Trainer on one device, of the same kind and precision."""
+    return Trainer(
+        accelerator=trainer.accelerator,
+        devices=1,
+        precision=trainer.precision,
+        limit_val_batches=limit_batches,
+        limit_test_batches=limit_batches,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+    )

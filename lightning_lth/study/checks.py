@@ -1,0 +1,129 @@
+"""What is refused before any training: whatever can be known without one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+
+from lightning_lth.pruning.parameters import prunable_parameters
+from lightning_lth.pruning.selection import check_fractions
+from lightning_lth.stopping.best_weights import BestWeights
+from lightning_lth.study.accuracy import accuracies
+from lightning_lth.study.claims import check_claims
+from lightning_lth.study.design import Ladder, Measures, Settings, Study
+from lightning_lth.study.jobs import settings_of
+from lightning_lth.study.settings import build, trainer_arguments
+from lightning_lth.study.surroundings import quiet, seeds
+
+
+def check_design(study: Study) -> None:
+    """Refuse a study whose parts do not fit together.
+
+    Raises:
+        ValueError: With the reason.
+    """
+    _check_seeds(study.seeds)
+    for name in study.arms:
+        _check_source(study, name)
+        study.arms[name].check(study.pruning)
+        _check_rounds(study, name)
+    rounds = {name: arm.rounds_run(study.pruning) for name, arm in study.arms.items()}
+    check_claims(study.claims, rounds)
+
+
+def rehearse(study: Study) -> None:
+    """Build models and data of all arms, and train and validate each on one batch.
+
+    So errors in the user's code, and metrics that are never logged, are found before all else.
+
+    Raises:
+        ValueError: With the reason.
+    """
+    rehearsed: list[Settings] = []
+    for name in study.arms:
+        settings = settings_of(study, name)
+        if settings in rehearsed:
+            continue
+        rehearsed.append(settings)
+        try:
+            with seeds(), quiet():
+                _rehearse(settings, study.pruning, study.measures)
+        except Exception as error:
+            raise ValueError(f"The arm {name!r} cannot run: {error}") from error
+
+
+def _check_seeds(seeds: list[int]) -> None:
+    if not seeds or len(set(seeds)) != len(seeds):
+        raise ValueError(f"`seeds` must be different numbers, at least one, got {seeds}.")
+
+
+def _check_source(study: Study, name: str) -> None:
+    seen = [name]
+    while (source := study.arms[seen[-1]].source) is not None:
+        if source not in study.arms:
+            close = get_close_matches(source, study.arms, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise ValueError(
+                f"The arm {seen[-1]!r} takes tickets `of` {source!r}, which is no arm.{hint} "
+                f"Arms: {', '.join(study.arms)}."
+            )
+        if source in seen:
+            raise ValueError(f"The arms {seen} take tickets of each other. Start with another arm.")
+        seen.append(source)
+
+
+def _check_rounds(study: Study, name: str) -> None:
+    arm = study.arms[name]
+    rounds = set(arm.rounds_run(study.pruning))
+    available = set(range(study.pruning.rounds + 1))
+    if arm.source is not None:
+        of_source = set(study.arms[arm.source].rounds_run(study.pruning))
+        if not arm.needs_dense_source:
+            available = of_source
+        elif 0 not in of_source:
+            raise ValueError(
+                f"The arm {name!r} needs the dense training of {arm.source!r}, which has none. "
+                "Take an arm of iterative pruning."
+            )
+    if missing := sorted(rounds - available):
+        raise ValueError(
+            f"The arm {name!r} has the rounds {missing}, which do not exist. "
+            f"Rounds to choose from: {sorted(available)}."
+        )
+
+
+def _rehearse(settings: Settings, ladder: Ladder, measures: Measures) -> None:
+    model: LightningModule = build(LightningModule, settings["model"])
+    parameters = prunable_parameters(model, ladder.parameters)
+    check_fractions(ladder.fractions, parameters)
+    data = build(LightningDataModule, settings["data"]) if settings["data"] else None
+    trainer = Trainer(**_shortened(trainer_arguments(settings["trainer"])))
+    trainer.fit(model, datamodule=data)
+    if measures.monitor not in trainer.callback_metrics:
+        logged = ", ".join(sorted(trainer.callback_metrics)) or "nothing"
+        raise ValueError(
+            f"`monitor={measures.monitor!r}` was not logged in the validation. Logged: {logged}. "
+            "Name one of them in `measures`, or log it in `validation_step`."
+        )
+    fresh: LightningModule = build(LightningModule, settings["model"])
+    weights = BestWeights.of(model, step=0, value=0.0)
+    accuracies(trainer, fresh, weights, measures, limit_batches=1)
+
+
+def _shortened(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The same Trainer for one batch, which writes nothing."""
+    return {
+        **arguments,
+        **dict.fromkeys(("limit_train_batches", "limit_val_batches", "limit_test_batches"), 1),
+        "max_steps": -1,
+        "max_epochs": 1,
+        "val_check_interval": 1.0,
+        "check_val_every_n_epoch": 1,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_model_summary": False,
+        "enable_progress_bar": False,
+    }

@@ -1,0 +1,115 @@
+"""What a study is: a protocol, seeds, arms, and the claims that they are to decide."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, final
+
+import torch
+
+from lightning_lth.pruning.masks import Masks
+from lightning_lth.pruning.scoring import Scores
+from lightning_lth.pruning.selection import prune
+from lightning_lth.study.claims import Claim
+
+if TYPE_CHECKING:
+    from lightning_lth.study.arms import Arm
+
+Settings = dict[str, Any]
+"""The plain form of a config: dictionaries, lists, numbers and strings alone."""
+
+
+@final
+@dataclass(frozen=True)
+class Ladder:
+    """How sparse the networks of each round are; round 0 is dense.
+
+    Args:
+        rounds: How often to prune.
+        fraction: Share of the surviving weights to prune in each round, in (0, 1).
+        scope: "global" ranks all weights together, "layer" each parameter by itself.
+        fractions: Glob patterns on parameter names to a fraction of their own; 0 never prunes.
+        parameters: Glob patterns on parameter names that select what is pruned. Default: weights
+            of linear, convolution, embedding, attention and recurrent layers.
+        rewind_step: Optimizer step to rewind to; 0 is initialization.
+    """
+
+    rounds: int
+    fraction: float = 0.2
+    scope: Literal["global", "layer"] = "global"
+    fractions: dict[str, float] | None = None
+    parameters: list[str] | None = None
+    rewind_step: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what no pruning could do."""
+        if self.rounds < 1:
+            raise ValueError(f"`rounds` must be at least 1, got {self.rounds}.")
+        for name, share in {"fraction": self.fraction, **(self.fractions or {})}.items():
+            if not 0 <= share < 1:
+                raise ValueError(
+                    f"`{name}` must be in [0, 1), got {share}. "
+                    "Percentages are written as fractions: 0.2."
+                )
+
+    def prune(self, scores: Scores, round: int) -> Masks:
+        """The masks after ``round`` rounds in which the scores stay as they are.
+
+        Example:
+            >>> scores = Scores.of({"hidden": torch.rand(10, 10), "output": torch.rand(2, 10)})
+            >>> Ladder(rounds=2, scope="layer", fractions={"output": 0.1}).prune(scores, 2)
+            Masks(2 tensors, 80 of 120 weights)
+        """
+        shapes = {name: scores.shape(name) for name in scores.names}
+        masks = Masks({name: torch.ones(shape, dtype=torch.bool) for name, shape in shapes.items()})
+        for _ in range(round):
+            masks = prune(
+                scores, masks, fraction=self.fraction, scope=self.scope, fractions=self.fractions
+            )
+        return masks
+
+
+@final
+@dataclass(frozen=True)
+class Measures:
+    """Which of the metrics that the model logs count.
+
+    Args:
+        monitor: Metric of the validation whose best value is the early-stop iteration.
+        mode: Whether the smallest ("min") or the largest ("max") value of ``monitor`` is best.
+        validation_accuracy: Metric that ``validation_step`` logs; higher is better. It is
+            measured on the training data, too.
+        test_accuracy: Metric that ``test_step`` logs; higher is better.
+    """
+
+    monitor: str = "val_loss"
+    mode: Literal["min", "max"] = "min"
+    validation_accuracy: str = "val_accuracy"
+    test_accuracy: str = "test_accuracy"
+
+
+@final
+@dataclass(frozen=True)
+class Study:
+    """A study as its config describes it; read one with :func:`~lightning_lth.study.load_study`.
+
+    Args:
+        name: For headlines and file names.
+        seeds: One trial for each; arms are paired by them.
+        settings: The whole resolved config.
+        pruning: How sparse the networks are in each round.
+        arms: By name, in the order of the config.
+        measures: Which metrics count.
+        claims: What the study is to decide.
+        threads: CPU threads of each trial. It is part of the protocol, since sums depend on it.
+    """
+
+    name: str
+    seeds: list[int]
+    settings: Settings
+    pruning: Ladder
+    arms: Mapping[str, Arm]
+    measures: Measures = field(default_factory=Measures)
+    claims: list[Claim] = field(default_factory=list)
+    threads: int = 1

@@ -1,0 +1,1 @@
+"""Data, networks and training as in the papers, ready for a study."""

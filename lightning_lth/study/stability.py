@@ -1,0 +1,101 @@
+"""Whether two trainings of one ticket with two data orders come to the same place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import combinations
+from typing import TYPE_CHECKING, final
+
+from torch import Tensor
+
+from lightning_lth.pruning.connectivity import (
+    angle_degrees,
+    error_barrier,
+    interpolate,
+    l2_distance,
+)
+from lightning_lth.pruning.masks import Masks
+from lightning_lth.study.arms import Arm, Part
+
+if TYPE_CHECKING:
+    from lightning_lth.study.design import Ladder
+    from lightning_lth.study.trial import Trial
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Stability(Arm):
+    """Train each ticket of another arm with several data orders, and compare where they end.
+
+    Each pair of trainings gives the error barrier on the line between them (linear mode
+    connectivity: below 0.02 counts as stable) and the distance and the angle between their
+    weights. Errors are those on the test data, or on the validation data where there are none.
+
+    Args:
+        of: The arm whose tickets are taken. Round 0 is the dense network.
+        rounds: Rounds whose tickets are taken. Default: all but the dense one.
+        orders: How many data orders.
+        points: Evenly spaced points on each line, both ends included.
+
+    Source:
+        Frankle et al. 2019, arXiv:1903.01611: section 3 (distances); Frankle et al. 2020,
+        arXiv:1912.05671: section 2 (instability; 30 points).
+    """
+
+    of: str
+    rounds: list[int] | None = None
+    orders: int = 2
+    points: int = 30
+
+    def __post_init__(self) -> None:
+        """Refuse what leaves nothing to compare."""
+        if self.orders < 2 or self.points < 3:
+            raise ValueError(
+                "`orders` must be at least 2 and `points` at least 3, "
+                f"got {self.orders} and {self.points}."
+            )
+
+    @property
+    def source(self) -> str:
+        """The arm whose tickets are taken."""
+        return self.of
+
+    def rounds_run(self, ladder: Ladder) -> list[int]:
+        """The given rounds, or all but the dense one."""
+        return list(range(1, ladder.rounds + 1)) if self.rounds is None else self.rounds
+
+    def run(self, trial: Trial, part: Part) -> None:
+        """Train with each order, and compare all pairs."""
+        assert part.round is not None
+        ticket = trial.fit_ticket(trial.source_ticket(part.round))
+        ends = [trial.train(ticket, draw=order, order=order + 1) for order in range(self.orders)]
+        for pair, (first, second) in enumerate(combinations(ends, 2)):
+            self._compare(trial, ticket.masks, ticket.round, pair, first, second)
+
+    def _compare(
+        self,
+        trial: Trial,
+        masks: Masks,
+        round: int,
+        pair: int,
+        first: Mapping[str, Tensor],
+        second: Mapping[str, Tensor],
+    ) -> None:
+        steps = [point / (self.points - 1) for point in range(self.points)]
+        errors = [trial.error(interpolate(first, second, alpha)) for alpha in steps]
+        trial.tables.setdefault("stability", []).append(
+            {
+                "arm": trial.job.arm,
+                "seed": trial.seed,
+                "round": round,
+                "density": masks.density,
+                "pair": pair,
+                "error_a": errors[-1],
+                "error_b": errors[0],
+                "max_error": max(errors),
+                "barrier": error_barrier(errors),
+                "l2_distance": l2_distance(first, second, masks),
+                "angle_degrees": angle_degrees(first, second, masks),
+            }
+        )

@@ -1,0 +1,197 @@
+"""What each arm trains: its masks and its starting weights, against the winning ticket's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from lightning_lth import Masks, Ticket
+from lightning_lth.pruning.scoring import magnitude
+from lightning_lth.pruning.selection import prune
+from lightning_lth.stopping.best_weights import BestWeights
+from lightning_lth.study import load_study, run_study
+from tests.study import tiny
+
+ARMS = {
+    "winning_ticket": tiny.iterative(),
+    "reinit": tiny.control(weights="reinitialized", rounds=[2], draws=2),
+    "reinit_shuffled": tiny.control(weights="reinitialized", masks="shuffled", rounds=[2]),
+    "random_mask": tiny.control(masks="random", rounds=[2]),
+    "same_signs": tiny.control(weights="same_signs", rounds=[2]),
+    "constants": tiny.control(weights="signed_constant", rounds=[2]),
+    "one_shot": {"class_path": "OneShot", "init_args": {"of": "winning_ticket", "rounds": [2]}},
+    "units": {
+        "class_path": "OneShot",
+        "init_args": {"of": "winning_ticket", "rounds": [1], "units": True},
+    },
+    "noisy_ticket": tiny.iterative(
+        changes={"data": {"init_args": {"noise": 0.5}}, "model": {"init_args": {"classes": 5}}}
+    ),
+    "transferred": tiny.control(of="noisy_ticket", rounds=[2]),
+    "stability": {
+        "class_path": "Stability",
+        "init_args": {"of": "winning_ticket", "rounds": [2], "points": 5},
+    },
+    **{
+        method: {
+            "class_path": "AtInitialization",
+            "init_args": {"method": method, "rounds": [2]},
+        }
+        for method in ("snip", "grasp", "synflow", "magnitude", "random")
+    },
+    "magnitude_by_layer": {
+        "class_path": "AtInitialization",
+        "init_args": {"method": "magnitude", "scope": "layer", "rounds": [2]},
+    },
+    "late": tiny.iterative(rewind_step=4, rounds=1),
+    "fine_tuned": tiny.iterative(rewind="none", rounds=1),
+    "rate_rewound": tiny.iterative(rewind="learning_rate", rounds=1),
+    "movement": tiny.iterative(criterion="lightning_lth.pruning.criteria.movement", rounds=1),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("arms")
+    run_study(load_study(tiny.config(seeds=[0], arms=ARMS)), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rounds(folder: Path) -> pd.DataFrame:
+    return pd.read_parquet(folder / "rounds.parquet").set_index(["arm", "draw", "round"])
+
+
+def ticket(folder: Path, arm: str, round: int = 2, draw: int = 0) -> Ticket:
+    base = folder / "trials" / arm / "seed_0"
+    part = base / f"round_{round:02d}_draw_{draw}"
+    return Ticket.load(
+        (part if part.exists() else base) / "tickets" / f"round_{round:02d}.safetensors"
+    )
+
+
+def is_same(first: Ticket, second: Ticket) -> bool:
+    return all(torch.equal(first.weights[name], second.weights[name]) for name in first.weights)
+
+
+def test_reinitialization_keeps_the_masks_and_draws_weights_anew(folder: Path) -> None:
+    winner, first, second = (
+        ticket(folder, "winning_ticket"),
+        ticket(folder, "reinit"),
+        ticket(folder, "reinit", draw=1),
+    )
+    assert first.masks == second.masks == winner.masks
+    weights = [t.weights["hidden.weight"] for t in (winner, first, second)]
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        assert not (weights[one] == weights[other]).any()
+    # torch's Linear draws from U(-1/sqrt(6), 1/sqrt(6)).
+    assert weights[1].abs().max() <= 6**-0.5
+    assert weights[1].abs().max() > 0.9 * 6**-0.5
+
+
+def test_shuffling_keeps_layer_densities_and_random_masks_the_density(folder: Path) -> None:
+    winner = ticket(folder, "winning_ticket").masks
+    shuffled = ticket(folder, "reinit_shuffled").masks
+    assert shuffled.remaining() == winner.remaining() == {"hidden.weight": 24, "output.weight": 12}
+    assert shuffled != winner
+    spread = ticket(folder, "random_mask")
+    assert spread.masks.num_remaining == 36
+    assert spread.masks.remaining() != winner.remaining()
+    assert is_same(spread, ticket(folder, "winning_ticket"))
+
+
+def test_signs_are_kept(folder: Path) -> None:
+    winner, signed = ticket(folder, "winning_ticket"), ticket(folder, "same_signs")
+    constant = ticket(folder, "constants")
+    for name in ("hidden.weight", "output.weight"):
+        start = winner.weights[name]
+        assert torch.equal(signed.weights[name].sign(), start.sign())
+        assert not torch.equal(signed.weights[name], start)
+        assert torch.equal(constant.weights[name].sign(), start.sign())
+        assert constant.weights[name].abs().unique().numel() == 1
+
+
+def test_one_shot_prunes_the_dense_network_once(folder: Path) -> None:
+    base = folder / "trials" / "winning_ticket" / "seed_0"
+    trained = BestWeights.load(base / "trained" / "round_00.safetensors").tensors
+    weights = {name: trained[name] for name in ("hidden.weight", "output.weight")}
+    expected = prune(magnitude(weights), Masks.dense(weights), fraction=0.75, scope="layer")
+    one_shot = ticket(folder, "one_shot")
+    assert one_shot.masks == expected
+    assert is_same(one_shot, ticket(folder, "winning_ticket"))
+
+
+def test_units_fall_as_a_whole(folder: Path) -> None:
+    """Half of the 16 hidden units; of the 3 output units 1.5, rounded up."""
+    masks = ticket(folder, "units", round=1).masks
+    kept = masks["hidden.weight"].sum(1)
+    assert sorted(kept.tolist()) == [0] * 8 + [6] * 8
+    assert sorted(masks["output.weight"].sum(1).tolist()) == [0, 0, 16]
+
+
+def test_pruning_at_initialization_comes_to_the_density_of_the_round(folder: Path) -> None:
+    start = ticket(folder, "winning_ticket", round=0)
+    for method in ("snip", "grasp", "synflow", "magnitude", "random"):
+        pruned = ticket(folder, method)
+        assert pruned.masks.num_remaining == 36, method
+        assert is_same(pruned, start)
+    weights = {name: start.weights[name] for name in start.masks}
+    by_magnitude = prune(magnitude(weights), Masks.dense(weights), fraction=0.75)
+    assert ticket(folder, "magnitude").masks == by_magnitude
+    by_layer = ticket(folder, "magnitude_by_layer").masks
+    assert by_layer == prune(magnitude(weights), Masks.dense(weights), fraction=0.75, scope="layer")
+
+
+def test_a_ticket_moves_to_another_task(folder: Path) -> None:
+    """Another output layer: it is left dense and as this model draws it."""
+    source, moved = ticket(folder, "noisy_ticket"), ticket(folder, "transferred")
+    assert moved.masks.remaining() == {"hidden.weight": 24}
+    assert torch.equal(moved.masks["hidden.weight"], source.masks["hidden.weight"])
+    kept = source.masks["hidden.weight"]
+    assert torch.equal(moved.weights["hidden.weight"][kept], source.weights["hidden.weight"][kept])
+    assert moved.weights["output.weight"].shape == (3, 16)
+
+
+def test_stability_compares_two_orders(folder: Path, rounds: pd.DataFrame) -> None:
+    pairs = pd.read_parquet(folder / "stability.parquet")
+    assert len(pairs) == 1
+    row = pairs.iloc[0]
+    assert row["density"] == 0.25
+    assert row["l2_distance"] > 0
+    assert 0 < row["angle_degrees"] < 90
+    ends = [1 - rounds.loc[("stability", draw, 2), "end_test_accuracy"] for draw in (0, 1)]
+    assert [row["error_a"], row["error_b"]] == pytest.approx(ends)
+    assert row["barrier"] == pytest.approx(row["max_error"] - sum(ends) / 2)
+    assert row["max_error"] >= max(ends) - 1e-9
+
+
+def test_rewinding_arms_differ_in_where_they_go_back_to(folder: Path, rounds: pd.DataFrame) -> None:
+    dense = ticket(folder, "winning_ticket", round=0)
+    late = ticket(folder, "late", round=1)
+    assert (late.step, dense.step) == (4, 0)
+    assert not torch.equal(late.weights["hidden.bias"], dense.weights["hidden.bias"])
+    assert rounds.loc[("late", 0, 1), "steps"] == 12
+    values = [
+        rounds.loc[(arm, 0, 1), "early_stop_value"]
+        for arm in ("winning_ticket", "late", "fine_tuned", "rate_rewound")
+    ]
+    assert len(set(values[:3])) == 3
+    assert values[2] == values[3]  # a constant rate, so there is nothing to rewind
+    dense_rows = [rounds.loc[(arm, 0, 0), "early_stop_value"] for arm in ("late", "fine_tuned")]
+    assert (
+        dense_rows[0] == dense_rows[1] == rounds.loc[("winning_ticket", 0, 0), "early_stop_value"]
+    )
+
+
+def test_the_criterion_of_an_arm_decides(folder: Path) -> None:
+    base = folder / "trials" / "movement" / "seed_0"
+    trained = BestWeights.load(base / "trained" / "round_00.safetensors").tensors
+    start = ticket(folder, "movement", round=0).weights
+    moved = {
+        name: (trained[name] - start[name]).abs() for name in ("hidden.weight", "output.weight")
+    }
+    expected = prune(magnitude(moved), Masks.dense(moved), fraction=0.5, scope="layer")
+    assert ticket(folder, "movement", round=1).masks == expected

@@ -1,0 +1,112 @@
+"""What is refused before any training, and that nothing is written then."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lightning_lth.study import load_study, run_study
+from tests.study import tiny
+
+NET, DATA = "tests.study.tiny.Net", "tests.study.tiny.Data"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sedes": [0]}, "'sedes' is not accepted"),
+        ({"pruning": {"rounds": 2, "fractoin": 0.5}}, "does not accept option 'fractoin'"),
+        ({"pruning": {"rounds": 0}}, "`rounds` must be at least 1, got 0"),
+        ({"pruning": {"rounds": 1, "fraction": 20}}, r"`fraction` must be in \[0, 1\), got 20"),
+        ({"trainer": {"max_stpes": 3}}, "does not accept option 'max_stpes'"),
+        ({"trainer": {"barebones": True}}, "does not accept option 'barebones'"),
+        ({"model": {"class_path": "no_such_module.Net"}}, "No module named 'no_such_module'"),
+        ({"model": {"class_path": NET, "init_args": {"hiden": 3}}}, "'hiden' is not accepted"),
+        ({"arms": {"a": {"class_path": "IterativPruning"}}}, "IterativPruning"),
+        ({"arms": {"a": tiny.iterative(rewind="weigths")}}, "weigths"),
+        ({"arms": {"a": {"class_path": "Control"}}}, "required: of"),
+        (
+            {
+                "arms": {
+                    "a": {
+                        "class_path": "AtInitialization",
+                        "init_args": {"method": "synflow", "scope": "layer"},
+                    }
+                }
+            },
+            "`method='synflow'` ranks all layers together, got `scope='layer'`",
+        ),
+    ],
+)
+def test_a_config_that_is_wrong_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"(?s)The config is not valid.*{message}"):
+        load_study(tiny.config(**changes))
+
+
+UNITS = {"class_path": "OneShot", "init_args": {"of": "winning_ticket", "units": True}}
+CLAIM = {
+    "text": "",
+    "arm": "winning_ticket",
+    "round": 1,
+    "than_round": 0,
+    "measure": "early_stop_step",
+    "expect": "lower",
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seeds": [1, 1]}, r"`seeds` must be different numbers, at least one, got \[1, 1\]"),
+        ({"seeds": []}, "at least one"),
+        (
+            {"arms": {"winning_ticket": tiny.iterative(), "b": tiny.control(of="winnig_ticket")}},
+            "'b' takes tickets `of` 'winnig_ticket', which is no arm. Did you mean 'winning_tick",
+        ),
+        (
+            {"arms": {"a": tiny.control(of="b"), "b": tiny.control(of="a")}},
+            "take tickets of each other",
+        ),
+        (
+            {"arms": {"winning_ticket": tiny.iterative(), "b": tiny.control(rounds=[2, 3])}},
+            r"'b' has the rounds \[3\], which do not exist. Rounds to choose from: \[0, 1, 2\]",
+        ),
+        (
+            {
+                "pruning": {"rounds": 2, "fraction": 0.5, "scope": "global"},
+                "arms": {"winning_ticket": tiny.iterative(), "units": UNITS},
+            },
+            "`units=True` prunes each layer by itself, but `pruning.scope` is 'global'",
+        ),
+        ({"pruning": {"rounds": 1, "fractions": {"hiden.*": 0.1}}}, "'hiden.*'"),
+        ({"pruning": {"rounds": 1, "parameters": ["nothing.*"]}}, "nothing"),
+        ({"measures": {"monitor": "val_los"}}, "`monitor='val_los'` was not logged .*val_loss"),
+        (
+            {"measures": {"validation_accuracy": "acc"}},
+            "'acc' was not logged by `validation_step`. Logged: val_accuracy, val_loss",
+        ),
+        (
+            {"measures": {"test_accuracy": "acc"}},
+            "'acc' was not logged by `test_step`. Logged: test_accuracy",
+        ),
+        ({"claims": [{**CLAIM, "arm": "winnig_ticket"}]}, "winnig_ticket"),
+        ({"claims": [{**CLAIM, "round": 9}]}, "9"),
+        (
+            {"arms": {"wide": tiny.iterative(changes={"modle": {}})}},
+            r"`changes` may have the keys model, data, trainer, got \['modle'\]",
+        ),
+        (
+            {"arms": {"wide": tiny.iterative(changes={"model": {"init_args": {"hiden": 3}}})}},
+            "'wide' cannot run.*'hiden' is not accepted",
+        ),
+    ],
+)
+def test_a_study_that_cannot_run_is_refused_before_anything_is_written(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    study = load_study(tiny.config(**changes))
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        run_study(study, tmp_path / "study")
+    assert not (tmp_path / "study").exists()

@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from safetensors import safe_open
+
+from lightning_lth import Ticket
+from lightning_lth.study import load_study, run_study
+from lightning_lth.study.jobs import all_jobs
+from tests.study import tiny
+
+
+def _files(folder: Path) -> dict[str, object]:
+    """Contents by name: tables byte by byte; in tensor files the order of entries is left open."""
+    return {
+        str(path.relative_to(folder)): _content(path)
+        for path in sorted(folder.rglob("*"))
+        if path.suffix in (".csv", ".parquet", ".safetensors") and path.is_file()
+    }
+
+
+def _content(path: Path) -> object:
+    if path.suffix != ".safetensors":
+        return path.read_bytes()
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name).numpy().tobytes() for name in file.offset_keys()}
+        return tensors, file.metadata()
+
+
+def test_a_study_keeps_every_training_with_its_ladder(tmp_path: Path) -> None:
+    tables = run_study(load_study(tiny.config()), tmp_path)
+    rounds = tables["rounds"]
+    # 6*16 = 96 weights: 48, 24; 16*3 = 48 weights: 24, 12.
+    assert rounds["num_remaining"].tolist() == [144, 72, 36] * 2
+    assert rounds["density"].tolist() == [1.0, 0.5, 0.25] * 2
+    assert rounds["seed"].tolist() == [0] * 3 + [1] * 3
+    assert rounds["round"].tolist() == [0, 1, 2] * 2
+    assert rounds["steps"].tolist() == [12] * 6
+    assert (tables["curves"].groupby(["seed", "round"])["step"].agg(list)).tolist() == [
+        [3, 6, 9, 12]
+    ] * 6
+    layers = tables["layers"]
+    assert (
+        layers[layers["round"] == 2][["layer", "density", "num_weights"]].to_numpy().tolist()
+        == [
+            ["hidden.weight", 0.25, 96],
+            ["output.weight", 0.25, 48],
+        ]
+        * 2
+    )
+    for seed in (0, 1):
+        folder = tmp_path / "trials" / "winning_ticket" / f"seed_{seed}"
+        assert Ticket.load(folder / "tickets" / "round_02.safetensors").density == 0.25
+        assert any(path.name.startswith("events.out") for path in folder.rglob("*"))
+        assert not (folder / "resume.ckpt").exists()
+    assert pd.read_csv(tmp_path / "rounds.csv").equals(pd.read_parquet(tmp_path / "rounds.parquet"))
+
+
+def test_the_early_stop_iteration_is_that_of_the_least_validation_loss(tmp_path: Path) -> None:
+    tables = run_study(load_study(tiny.config(seeds=[3])), tmp_path)
+    for _, row in tables["rounds"].iterrows():
+        curve = tables["curves"][tables["curves"]["round"] == row["round"]]
+        best = curve.loc[curve["val_loss"].idxmin()]
+        assert row["early_stop_step"] == best["step"]
+        assert row["early_stop_value"] == best["val_loss"]
+        assert row["early_stop_validation_accuracy"] == pytest.approx(best["val_accuracy"])
+        assert row["end_validation_accuracy"] == pytest.approx(curve["val_accuracy"].iloc[-1])
+
+
+def test_accuracies_are_those_of_the_weights(tmp_path: Path) -> None:
+    """The dense end weights, run by hand."""
+    tables = run_study(load_study(tiny.config(seeds=[0])), tmp_path)
+    from lightning_lth.stopping.best_weights import BestWeights
+
+    folder = tmp_path / "trials" / "winning_ticket" / "seed_0"
+    net, data = tiny.Net(), tiny.Data()
+    BestWeights.load(folder / "trained" / "round_00.safetensors").restore_(net)
+    data.setup("fit")
+    for part, name in zip(data.parts, ("train", "validation", "test"), strict=True):
+        inputs, labels = part.tensors
+        expected = (net(inputs).argmax(1) == labels).float().mean().item()
+        assert tables["rounds"].loc[0, f"end_{name}_accuracy"] == pytest.approx(expected)
+
+
+def test_the_same_config_gives_the_same_bytes(tmp_path: Path) -> None:
+    config = tiny.config(
+        arms={
+            "winning_ticket": tiny.iterative(),
+            "reinit": tiny.control(weights="reinitialized", rounds=[2], draws=2),
+        }
+    )
+    run_study(load_study(config), tmp_path / "a")
+    torch.rand(7)  # the random state of the caller does not matter
+    run_study(load_study(config), tmp_path / "b")
+    first, second = _files(tmp_path / "a"), _files(tmp_path / "b")
+    assert len(first) > 20
+    assert first == second
+
+
+def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
+    study = load_study(tiny.config())
+    run_study(study, tmp_path / "one")
+    run_study(study, tmp_path / "two", num_jobs=2)
+    assert _files(tmp_path / "one") == _files(tmp_path / "two")
+
+
+def test_the_callers_state_is_left_alone(tmp_path: Path) -> None:
+    before = torch.get_rng_state(), torch.get_num_threads(), dict(os.environ)
+    run_study(load_study(tiny.config(seeds=[0], threads=2)), tmp_path)
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1:] == (torch.get_num_threads(), dict(os.environ))
+
+
+def test_finished_trials_are_not_run_again_and_arms_may_be_added(tmp_path: Path) -> None:
+    run_study(load_study(tiny.config(seeds=[0])), tmp_path)
+    marks = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("tickets/*")}
+    arms = {"winning_ticket": tiny.iterative(), "reinit": tiny.control(weights="reinitialized")}
+    tables = run_study(load_study(tiny.config(arms=arms)), tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in marks} == marks
+    assert tables["rounds"].groupby(["arm", "seed"]).size().to_dict() == {
+        ("reinit", 0): 2,
+        ("reinit", 1): 2,
+        ("winning_ticket", 0): 3,
+        ("winning_ticket", 1): 3,
+    }
+    assert len(json.loads((tmp_path / "sessions.json").read_text())) == 2
+
+
+@pytest.mark.parametrize("epoch", [1, 2, 3, 5])
+def test_a_killed_study_goes_on_to_the_same_bytes(tmp_path: Path, epoch: int) -> None:
+    """Each training has 2 epochs of 6 batches; it dies in the dense one, at a border, or later."""
+    flag = tmp_path / "flag"
+    data = {"class_path": "tests.study.tiny.DiesOnce"}
+    config = tiny.config(
+        data={**data, "init_args": {"flag": str(flag), "epoch": epoch}},
+        arms={"winning_ticket": tiny.iterative(), "again": tiny.control(rounds=[1])},
+    )
+    study = load_study(config)
+    run_study(study, tmp_path / "whole")
+    flag.touch()
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        run_study(study, tmp_path / "killed")
+    assert not flag.exists()
+    run_study(study, tmp_path / "killed")
+    assert _files(tmp_path / "whole") == _files(tmp_path / "killed")
+
+
+def test_a_half_written_trial_is_redone(tmp_path: Path) -> None:
+    study = load_study(tiny.config(seeds=[0]))
+    run_study(study, tmp_path)
+    whole = _files(tmp_path)
+    folder = tmp_path / all_jobs(study)[0].path
+    (folder / "done.json").write_text('{"finger')
+    (folder / "rounds.parquet").write_bytes(b"half")
+    run_study(study, tmp_path)
+    assert _files(tmp_path) == whole
+
+
+def test_a_folder_with_results_of_other_settings_is_refused(tmp_path: Path) -> None:
+    run_study(load_study(tiny.config(seeds=[0])), tmp_path)
+    kept = _files(tmp_path)
+    other = tiny.config(seeds=[0], trainer={"accelerator": "cpu", "max_steps": 24})
+    with pytest.raises(ValueError, match=r"'winning_ticket' with other settings. Run the changed"):
+        run_study(load_study(other), tmp_path)
+    assert _files(tmp_path) == kept
+
+
+def test_a_failing_trial_is_named_and_others_are_kept(tmp_path: Path) -> None:
+    study = load_study(tiny.config(seeds=[0]))
+    run_study(study, tmp_path)
+    ticket = tmp_path / "trials" / "winning_ticket" / "seed_0" / "tickets" / "round_01.safetensors"
+    content = ticket.read_bytes()
+    kept = _files(tmp_path)
+    arms = {"winning_ticket": tiny.iterative(), "again": tiny.control(rounds=[1])}
+    ticket.write_bytes(ticket.read_bytes()[:-9])
+    with pytest.raises(RuntimeError, match=r"trial 'again, seed 0, round 1' failed: .*round_01"):
+        run_study(load_study(tiny.config(seeds=[0], arms=arms)), tmp_path)
+    ticket.write_bytes(content)
+    assert {name: _files(tmp_path)[name] for name in kept} == kept
+
+
+def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
+    """A folder in the place of a file is as good as a full disk: the write fails."""
+    study = load_study(tiny.config(seeds=[0]))
+    run_study(study, tmp_path)
+    kept = _files(tmp_path)
+    blocked = tmp_path / "trials" / "winning_ticket" / "seed_1" / "rounds.parquet"
+    blocked.mkdir(parents=True)
+    with pytest.raises((OSError, RuntimeError)):
+        run_study(load_study(tiny.config()), tmp_path)
+    assert {name: _files(tmp_path)[name] for name in kept} == kept
+    shutil.rmtree(blocked)
+    assert len(run_study(load_study(tiny.config()), tmp_path)["rounds"]) == 6

@@ -1,0 +1,107 @@
+"""A user's own module and data, as small as can be, for studies of a second."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, TensorDataset
+
+
+class Net(LightningModule):
+    """6*16 + 16*3 = 144 prunable weights."""
+
+    def __init__(self, hidden: int = 16, classes: int = 3, metric: str = "val_loss") -> None:
+        super().__init__()
+        self.hidden = nn.Linear(6, hidden)
+        self.output = nn.Linear(hidden, classes)
+        self.metric = metric
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.output(torch.relu(self.hidden(inputs)))
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        return cross_entropy(self(batch[0]), batch[1])
+
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        outputs = self(batch[0])
+        self.log(self.metric, cross_entropy(outputs, batch[1]))
+        self.log("val_accuracy", (outputs.argmax(1) == batch[1]).float().mean())
+
+    def test_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        self.log("test_accuracy", (self(batch[0]).argmax(1) == batch[1]).float().mean())
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.parameters(), lr=0.02)
+
+
+class Data(LightningDataModule):
+    """48 shuffled training samples in batches of 8, 24 for validation, 24 for the test."""
+
+    def __init__(self, noise: float = 0.0) -> None:
+        super().__init__()
+        self.noise = noise
+
+    def setup(self, stage: str) -> None:
+        generator = torch.Generator().manual_seed(0)
+        inputs = torch.randn(96, 6, generator=generator)
+        labels = (inputs @ torch.randn(6, 3, generator=generator)).argmax(1)
+        inputs = inputs + self.noise * torch.randn(96, 6, generator=generator)
+        parts = zip(inputs.split([48, 24, 24]), labels.split([48, 24, 24]), strict=True)
+        self.parts = [TensorDataset(*part) for part in parts]
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(self.parts[0], batch_size=8, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader:
+        return DataLoader(self.parts[1], batch_size=24)
+
+    def test_dataloader(self) -> DataLoader:
+        return DataLoader(self.parts[2], batch_size=24)
+
+
+class DiesOnce(Data):
+    """Kills the training that follows a file's creation, the first time only."""
+
+    def __init__(self, flag: str, epoch: int) -> None:
+        super().__init__()
+        self.flag = flag
+        self.epoch = epoch
+        self._calls = 0
+
+    def on_before_batch_transfer(self, batch: list[Tensor], dataloader_idx: int) -> list[Tensor]:
+        trainer = self.trainer
+        is_late = trainer is not None and trainer.training and self._calls >= self.epoch * 6
+        if trainer is not None and trainer.training:
+            self._calls += 1
+        if is_late and Path(self.flag).exists():
+            Path(self.flag).unlink()
+            raise KeyboardInterrupt
+        return batch
+
+
+def config(**changes: object) -> dict[str, object]:
+    """Two seeds, two rounds that prune half, 12 steps for each training."""
+    return {
+        "name": "tiny",
+        "seeds": [0, 1],
+        "model": {"class_path": "tests.study.tiny.Net"},
+        "data": {"class_path": "tests.study.tiny.Data"},
+        "trainer": {"accelerator": "cpu", "max_steps": 12, "val_check_interval": 3},
+        "pruning": {"rounds": 2, "fraction": 0.5, "scope": "layer"},
+        "arms": {"winning_ticket": iterative()},
+        **changes,
+    }
+
+
+def iterative(**arguments: object) -> dict[str, object]:
+    """The arm of winning tickets."""
+    return {"class_path": "IterativePruning", "init_args": arguments}
+
+
+def control(**arguments: object) -> dict[str, object]:
+    """An arm of controls."""
+    return {"class_path": "Control", "init_args": {"of": "winning_ticket", **arguments}}

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lightning_lth import Ticket
+from lightning_lth.cli import main
+from tests.study import tiny
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    claim = {
+        "text": "Tickets stop earlier than dense networks.",
+        "arm": "winning_ticket",
+        "round": 2,
+        "than_round": 0,
+        "measure": "early_stop_step",
+        "expect": "lower",
+    }
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tiny.config(claims=[claim])))
+    return path
+
+
+def test_a_study_is_run_reported_and_run_no_second_time(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "out"
+    main(["study", "run", str(config), "--dir", str(folder), "--jobs", "1", "--seeds", "[4]"])
+    first = capsys.readouterr().out
+    assert "Tickets stop earlier than dense networks.\n  Not enough trials" in first
+    page = folder / "report" / "report.html"
+    assert f"Report: {page}" in first
+    assert yaml.safe_load((folder / "study.yaml").read_text())["seeds"] == [4]
+    page.unlink()
+    marks = {path: path.stat().st_mtime_ns for path in folder.rglob("tickets/*")}
+    main(["study", "run", str(config), "--dir", str(folder), "--jobs", "1", "--seeds", "[4]"])
+    assert capsys.readouterr().out == first
+    assert {path: path.stat().st_mtime_ns for path in marks} == marks
+    page.unlink()
+    main(["study", "report", str(folder)])
+    assert capsys.readouterr().out == first
+    assert page.exists()
+
+
+def test_tickets_can_be_looked_at_and_moved(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "out"
+    main(["study", "run", str(config), "--dir", str(folder), "--jobs", "1", "--seeds", "[4]"])
+    file = folder / "trials" / "winning_ticket" / "seed_4" / "tickets" / "round_02.safetensors"
+    capsys.readouterr()
+    main(["ticket", "show", str(file)])
+    shown = capsys.readouterr().out
+    assert "Ticket(round=2, step=0, density=0.25, 36 of 144 weights in 2 tensors)" in shown
+    assert "25.00% left of hidden.weight: 24 of 96" in shown
+    assert re.search(r"seed\s+4\n", shown)
+
+    other = tmp_path / "other.yaml"
+    model = {"class_path": "tests.study.tiny.Net", "init_args": {"classes": 7}}
+    other.write_text(yaml.safe_dump(tiny.config(model=model)))
+    moved = tmp_path / "moved.safetensors"
+    main(["ticket", "transfer", str(file), str(other), "--out", str(moved)])
+    assert "output.weight" in capsys.readouterr().out
+    ticket = Ticket.load(moved)
+    assert ticket.masks.remaining() == {"hidden.weight": 24}
+    assert ticket.weights["output.weight"].shape == (7, 16)
+
+
+def test_help_names_the_commands_and_the_shipped_configs(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for arguments, expected in (
+        (["--help"], ["study", "ticket", "demo"]),
+        (["study", "run", "--help"], ["CONFIG", "lenet_mnist", "--pruning.rounds", "How often to"]),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code == 0
+        shown = capsys.readouterr().out
+        assert all(text in shown for text in expected)
+
+
+def test_print_config_gives_a_config(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["study", "run", str(config), "--print_config"])
+    assert ended.value.code == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["pruning"]["rounds"] == 2
+    assert printed["trainer"]["max_steps"] == 12
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["study", "run", "lenet_mnst"], "Did you mean 'lenet_mnist'"),
+        (["study", "report", "no/such/folder"], "is not the folder of a study"),
+        (["ticket", "show", "no_such_file"], "no_such_file"),
+    ],
+)
+def test_errors_are_one_line(arguments: list[str], message: str) -> None:
+    with pytest.raises(SystemExit, match=f"error: .*{message}"):
+        main(arguments)
+
+
+def test_a_typo_in_a_config_is_refused_before_training(config: Path, tmp_path: Path) -> None:
+    config.write_text(config.read_text().replace("max_steps", "max_stepz"))
+    with pytest.raises(SystemExit) as ended:
+        main(["study", "run", str(config), "--dir", str(tmp_path / "out")])
+    assert ended.value.code == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_the_extra_the_command_to_install_it_is_named() -> None:
+    code = (
+        "import sys; sys.modules['jsonargparse'] = None; "
+        "from lightning_lth.cli import main; main([])"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 1
+    assert "pip install 'lightning-lth[study]'" in ended.stderr
