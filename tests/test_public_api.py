@@ -13,6 +13,7 @@ import pytest
 
 import lightning_lth
 import lightning_lth.callbacks
+from lightning_lth import study
 from lightning_lth._version import __version__
 
 ROOT = Path(__file__).parents[1]
@@ -32,6 +33,12 @@ def test_every_public_name_has_an_entry_in_the_reference() -> None:
     page = (ROOT / "docs" / "pages" / "api.md").read_text(encoding="utf-8")
     documented = re.findall(r"^::: lightning_lth\.(\w+)$", page, flags=re.MULTILINE)
     assert sorted(documented) == sorted(lightning_lth.__all__)
+
+
+def test_every_name_of_the_study_has_an_entry_in_the_reference() -> None:
+    page = (ROOT / "docs" / "pages" / "api.md").read_text(encoding="utf-8")
+    documented = re.findall(r"^::: lightning_lth\.study\.(\w+)$", page, flags=re.MULTILINE)
+    assert sorted(documented) == sorted(study.__all__)
 
 
 @pytest.mark.parametrize("name", lightning_lth.__all__)

@@ -101,6 +101,11 @@ def _rehearse(settings: Settings, ladder: Ladder, measures: Measures) -> None:
     check_fractions(ladder.fractions, parameters)
     data = build(LightningDataModule, settings["data"]) if settings["data"] else None
     trainer = Trainer(**_shortened(trainer_arguments(settings["trainer"])))
+    if trainer.world_size > 1:
+        raise ValueError(
+            f"a training of a study runs on one device, got {trainer.world_size}. "
+            "Set `trainer.devices` to 1; trainings run beside each other with `--jobs`."
+        )
     trainer.fit(model, datamodule=data)
     if measures.monitor not in trainer.callback_metrics:
         logged = ", ".join(sorted(trainer.callback_metrics)) or "nothing"

@@ -91,6 +91,10 @@ CLAIM = {
             {"measures": {"test_accuracy": "acc"}},
             "'acc' was not logged by `test_step`. Logged: test_accuracy",
         ),
+        (
+            {"trainer": {"accelerator": "cpu", "devices": 2, "max_steps": 3}},
+            "runs on one device, got 2",
+        ),
         ({"claims": [{**CLAIM, "arm": "winnig_ticket"}]}, "winnig_ticket"),
         ({"claims": [{**CLAIM, "round": 9}]}, "9"),
         (

@@ -3,17 +3,25 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+import joblib
 import pandas as pd
 import pytest
 import torch
+from distributed import Client, LocalCluster
 from safetensors import safe_open
 
 from lightning_lth import Ticket
 from lightning_lth.study import load_study, run_study
 from lightning_lth.study.jobs import all_jobs
 from tests.study import tiny
+
+ROOT = Path(__file__).parents[2]
 
 
 def _files(folder: Path) -> dict[str, object]:
@@ -103,11 +111,48 @@ def test_the_same_config_gives_the_same_bytes(tmp_path: Path) -> None:
     assert first == second
 
 
-def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
+@pytest.mark.distributed
+def test_processes_and_a_dask_cluster_give_what_one_process_gives(tmp_path: Path) -> None:
     study = load_study(tiny.config())
     run_study(study, tmp_path / "one")
     run_study(study, tmp_path / "two", num_jobs=2)
     assert _files(tmp_path / "one") == _files(tmp_path / "two")
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster,
+        Client(cluster),
+        joblib.parallel_config("dask"),
+    ):
+        run_study(study, tmp_path / "cluster")
+    assert _files(tmp_path / "one") == _files(tmp_path / "cluster")
+
+
+@pytest.mark.distributed
+def test_workers_end_with_the_study_that_was_killed(tmp_path: Path) -> None:
+    config = tiny.config(trainer={"accelerator": "cpu", "max_steps": 10**6}, seeds=[0, 1])
+    code = (
+        "from lightning_lth.study import load_study, run_study\n"
+        "if __name__ == '__main__': "
+        f"run_study(load_study({config!r}), {str(tmp_path)!r}, num_jobs=2)"
+    )
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    main = subprocess.Popen([sys.executable, script], env={**os.environ, "PYTHONPATH": str(ROOT)})
+    notes = [tmp_path / "trials" / "winning_ticket" / f"seed_{i}" / "progress.json" for i in (0, 1)]
+    _wait_for(lambda: all(note.exists() for note in notes))
+    main.kill()
+    main.wait()
+    _wait_for(lambda: _age(notes) > 5)  # notes are written every two seconds
+
+
+def _age(paths: list[Path]) -> float:
+    return time.time() - max(path.stat().st_mtime for path in paths)
+
+
+def _wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.2)
 
 
 def test_the_callers_state_is_left_alone(tmp_path: Path) -> None:
@@ -138,6 +183,7 @@ def test_a_killed_study_goes_on_to_the_same_bytes(tmp_path: Path, epoch: int) ->
     flag = tmp_path / "flag"
     data = {"class_path": "tests.study.tiny.DiesOnce"}
     config = tiny.config(
+        seeds=[0],
         data={**data, "init_args": {"flag": str(flag), "epoch": epoch}},
         arms={"winning_ticket": tiny.iterative(), "again": tiny.control(rounds=[1])},
     )
