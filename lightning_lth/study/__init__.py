@@ -3,14 +3,8 @@
 Needs ``pip install 'lightning-lth[study]'``.
 """
 
-from lightning_lth.study.arms import (
-    Arm,
-    AtInitialization,
-    Control,
-    IterativePruning,
-    OneShot,
-    Part,
-)
+from lightning_lth.study.arm import Arm, Part
+from lightning_lth.study.arms import AtInitialization, Control, IterativePruning, OneShot
 from lightning_lth.study.claims import Claim
 from lightning_lth.study.conclusion import Conclusion, conclude
 from lightning_lth.study.design import Ladder, Measures, Study

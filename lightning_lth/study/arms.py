@@ -1,15 +1,10 @@
-"""Arms: ways to come by sparse networks. Each is small; a config names and combines them.
-
-An arm says which trainings it consists of, and how each of them starts; the rest is the same for
-all. To add one, subclass :class:`Arm` and give its import path in the config.
-"""
+"""Arms: ways to come by sparse networks. Each is small; a config names and combines them."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, NamedTuple, final
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, final
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -21,62 +16,13 @@ from lightning_lth.pruning.scoring import Scores, magnitude, random
 from lightning_lth.pruning.selection import keep
 from lightning_lth.pruning.structured import prune_units
 from lightning_lth.pruning.tickets import Ticket
+from lightning_lth.study.arm import Arm, Part
 
 if TYPE_CHECKING:
     from lightning_lth.study.design import Ladder
     from lightning_lth.study.trial import Trial
 
 CriterionFunction = Callable[[Mapping[str, torch.Tensor], Mapping[str, torch.Tensor]], Scores]
-
-
-class Part(NamedTuple):
-    """What one job of an arm does: a round and a draw, or everything of a seed."""
-
-    round: int | None = None
-    draw: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Arm(ABC):
-    """One way to come by sparse networks.
-
-    Args:
-        changes: Parts of the config that differ in this arm: values for ``model``, ``data`` and
-            ``trainer``, e.g. ``{model: {init_args: {dropout: 0.5}}}``.
-    """
-
-    changes: dict[str, dict] = field(default_factory=dict)  # type: ignore[type-arg]  # not Any:
-    # jsonargparse would make objects of what is to stay a description
-
-    @property
-    def source(self) -> str | None:
-        """The arm whose tickets this one starts from."""
-        return None
-
-    @property
-    def needs_dense_source(self) -> bool:
-        """Whether it is the dense training of the source that this one starts from."""
-        return False
-
-    def check(self, ladder: Ladder) -> None:
-        """Refuse what this arm cannot do, before any training.
-
-        Raises:
-            ValueError: With the reason.
-        """
-        return
-
-    @abstractmethod
-    def rounds_run(self, ladder: Ladder) -> list[int]:
-        """The rounds that this arm has results of; a subset of those of its source."""
-
-    def parts(self, ladder: Ladder) -> list[Part]:
-        """The jobs of one seed."""
-        return [Part(round) for round in self.rounds_run(ladder)]
-
-    @abstractmethod
-    def run(self, trial: Trial, part: Part) -> None:
-        """Do the trainings of one job."""
 
 
 @final
@@ -316,6 +262,7 @@ class AtInitialization(Arm):
             return random(trial.seed_for("random pruning"))(weights, weights)
         score = at_initialization.snip if self.method == "snip" else at_initialization.grasp
         batches = trial.batches(self.num_batches)
+        model.train(self.method == "grasp")  # as in the authors' code; matters to BatchNorm
         return score(model, batches, cross_entropy, parameters=trial.ladder.parameters)
 
 

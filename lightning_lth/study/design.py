@@ -14,7 +14,7 @@ from lightning_lth.pruning.selection import prune
 from lightning_lth.study.claims import Claim
 
 if TYPE_CHECKING:
-    from lightning_lth.study.arms import Arm
+    from lightning_lth.study.arm import Arm
 
 Settings = dict[str, Any]
 """The plain form of a config: dictionaries, lists, numbers and strings alone."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
-from lightning_lth.study.arms import Part
+from lightning_lth.study.arm import Part
 from lightning_lth.study.design import Settings, Study
 from lightning_lth.study.settings import with_changes
 

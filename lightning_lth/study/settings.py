@@ -18,8 +18,8 @@ from jsonargparse import (  # type: ignore[attr-defined]
 )
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
-from lightning_lth.study import stability as _stability  # noqa: F401  # short names in configs
-from lightning_lth.study.arms import Arm
+from lightning_lth.study import arms, stability  # noqa: F401  # for short names in configs
+from lightning_lth.study.arm import Arm
 from lightning_lth.study.claims import Claim
 from lightning_lth.study.design import Ladder, Measures, Settings, Study
 

@@ -16,7 +16,7 @@ from lightning_lth.pruning.connectivity import (
     l2_distance,
 )
 from lightning_lth.pruning.masks import Masks
-from lightning_lth.study.arms import Arm, Part
+from lightning_lth.study.arm import Arm, Part
 
 if TYPE_CHECKING:
     from lightning_lth.study.design import Ladder

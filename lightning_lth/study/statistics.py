@@ -30,7 +30,8 @@ def summarize(rounds: pd.DataFrame, measure: str) -> pd.DataFrame:
         One row for each arm and round, sorted, with the columns ``arm``, ``round``, ``density``
         (mean), ``num_trials``, ``mean``, ``min``, ``max``, ``ci_low`` and ``ci_high``. The trials
         are the seeds that were measured. ``mean`` and the interval are over them, after the draws
-        of a seed are averaged; ``min`` and ``max`` are over all trainings.
+        of a seed are averaged; ``min`` and ``max`` are over all trainings. The
+        interval is that of :func:`interval`.
 
     Raises:
         ValueError: If ``measure`` is no numeric column.
@@ -44,26 +45,18 @@ def summarize(rounds: pd.DataFrame, measure: str) -> pd.DataFrame:
     Source:
         Frankle & Carbin 2019, arXiv:1803.03635: means of five trials, with bars from the smallest
         to the largest; of random reinitialization three draws for each trial, 15 in all.
-
-    Note:
-        The interval is Student's; see :func:`interval` for why it is no bootstrap.
     """
     check_measure(measure, rounds)
     by = ["arm", "round"]
     seeds = rounds.groupby([*by, "seed"])[measure]
     per_trial = seeds.mean().where(seeds.count() == seeds.size()).groupby(by)
-    number, mean, groups = per_trial.count(), per_trial.mean(), rounds.groupby(by)
+    number, mean = per_trial.count(), per_trial.mean()
     half = stats.t.ppf(0.975, number - 1) * per_trial.std() / np.sqrt(number)
-    columns = {
-        "density": groups["density"].mean(),
-        "num_trials": number,
-        "mean": mean,
-        "min": groups[measure].min().astype(float),
-        "max": groups[measure].max().astype(float),
-        "ci_low": mean - half,
-        "ci_high": mean + half,
-    }
-    return pd.DataFrame(columns).reset_index()
+    spread = {"density": ("density", "mean"), "min": (measure, "min"), "max": (measure, "max")}
+    table = rounds.groupby(by).agg(**spread).astype(float)
+    table = table.assign(num_trials=number, mean=mean, ci_low=mean - half, ci_high=mean + half)
+    columns = "arm round density num_trials mean min max ci_low ci_high"
+    return table.reset_index()[columns.split()]
 
 
 def interval(values: ArrayLike) -> tuple[float, float]:
