@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from lightning.fabric.utilities import registry
+
+
+def pytest_collection_finish() -> None:
+    """Whatever was imported stays, so that the garbage collector need not look at it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     """Tiny tensors gain nothing from threads, and lose much when other programs run."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_look_at_the_installed_packages() -> Iterator[None]:
+    """Each ``Trainer`` searches the metadata of all packages for callbacks: a third of a fit."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "entry_points", functools.cache(registry.entry_points))
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -79,7 +79,7 @@ def load_study(config: str | os.PathLike[str] | Mapping[str, Any], **changes: An
     Example:
         >>> study = load_study("digits", seeds=[0, 1])
         >>> study.name, study.seeds, list(study.arms)[:2]
-        ('digits', [0, 1], ['winning_ticket', 'random_reinit'])
+        ('LeNet-300-100 on digits', [0, 1], ['winning_ticket', 'random_reinit'])
     """
     if isinstance(config, Mapping):
         return parse_study({**config, **changes})
@@ -117,7 +117,7 @@ def parse_study(config: Mapping[str, Any]) -> Study:
     parser = study_parser(exit_on_error=False)
     try:
         parsed = parser.parse_object(copy.deepcopy(dict(config)))
-        settings = yaml.safe_load(parser.dump(parsed))
+        settings = yaml.safe_load(parser.dump(parsed, skip_unset=False))
         return Study(
             name=settings["name"],
             seeds=settings["seeds"],
@@ -135,7 +135,7 @@ def parse_study(config: Mapping[str, Any]) -> Study:
 def parse_namespace(parsed: Namespace) -> Study:
     """A study from the options of the command line."""
     parsed.pop("config", None)
-    return parse_study(yaml.safe_load(study_parser().dump(parsed)))
+    return parse_study(yaml.safe_load(study_parser().dump(parsed, skip_unset=False)))
 
 
 def build(kind: Any, settings: Any) -> Any:

@@ -35,6 +35,7 @@ def test_shipped_configs_are_valid(name: str) -> None:
 
 def test_a_resolved_config_is_the_same_study() -> None:
     study = load_study("lenet_transfer")
+    assert study.settings["trainer"]["check_val_every_n_epoch"] is None  # the default is 1
     again = load_study(yaml.safe_load(yaml.safe_dump(study.settings)))
     assert again == study
     assert {arm: fingerprint(study, arm) for arm in study.arms} == {
