@@ -30,7 +30,9 @@ class Stability(Arm):
 
     Each pair of trainings gives the error barrier on the line between them (linear mode
     connectivity: below 0.02 counts as stable) and the distance and the angle between their
-    weights. Errors are those on the test data, or on the validation data where there are none.
+    weights. Errors are those on the test data, or on the validation data where there are none. The
+    first training has the order that the dense network of the trial had, so its distance to that
+    network's end, under the same mask, is the stability to pruning.
 
     Args:
         of: The arm whose tickets are taken. Round 0 is the dense network.
@@ -69,33 +71,43 @@ class Stability(Arm):
         """Train with each order, and compare all pairs."""
         assert part.round is not None
         ticket = trial.fit_ticket(trial.source_ticket(part.round))
-        ends = [trial.train(ticket, draw=order, order=order + 1) for order in range(self.orders)]
-        for pair, (first, second) in enumerate(combinations(ends, 2)):
-            self._compare(trial, ticket.masks, ticket.round, pair, first, second)
+        ends = [trial.train(ticket, draw=order, order=order) for order in range(self.orders)]
+        key = {
+            "arm": trial.job.arm,
+            "seed": trial.seed,
+            "round": ticket.round,
+            "density": ticket.density,
+        }
+        to_dense = _to_dense(trial.dense_trained(), ends[0], ticket.masks)
+        trial.tables["stability"] = [
+            {**key, "pair": pair, **self._compared(trial, ticket.masks, *two), **to_dense}
+            for pair, two in enumerate(combinations(ends, 2))
+        ]
 
-    def _compare(
-        self,
-        trial: Trial,
-        masks: Masks,
-        round: int,
-        pair: int,
-        first: Mapping[str, Tensor],
-        second: Mapping[str, Tensor],
-    ) -> None:
+    def _compared(
+        self, trial: Trial, masks: Masks, first: Mapping[str, Tensor], second: Mapping[str, Tensor]
+    ) -> dict[str, float]:
         steps = [point / (self.points - 1) for point in range(self.points)]
         errors = [trial.error(interpolate(first, second, alpha)) for alpha in steps]
-        trial.tables.setdefault("stability", []).append(
-            {
-                "arm": trial.job.arm,
-                "seed": trial.seed,
-                "round": round,
-                "density": masks.density,
-                "pair": pair,
-                "error_a": errors[-1],
-                "error_b": errors[0],
-                "max_error": max(errors),
-                "barrier": error_barrier(errors),
-                "l2_distance": l2_distance(first, second, masks),
-                "angle_degrees": angle_degrees(first, second, masks),
-            }
-        )
+        return {
+            "error_a": errors[-1],
+            "error_b": errors[0],
+            "max_error": max(errors),
+            "barrier": error_barrier(errors),
+            "l2_distance": l2_distance(first, second, masks),
+            "angle_degrees": angle_degrees(first, second, masks),
+        }
+
+
+def _to_dense(
+    dense: Mapping[str, Tensor] | None, end: Mapping[str, Tensor], masks: Masks
+) -> dict[str, float]:
+    """Distance and angle between the end of a ticket and that of the dense network, masked."""
+    if dense is None or any(name not in dense for name in masks):
+        return {}
+    if any(dense[name].shape != mask.shape for name, mask in masks.items()):
+        return {}
+    return {
+        "pruning_l2_distance": l2_distance(end, dense, masks),
+        "pruning_angle_degrees": angle_degrees(end, dense, masks),
+    }

@@ -117,6 +117,15 @@ class Trial:
         """The weights at the end of a round of the arm that this one starts from."""
         return BestWeights.load(self._source().trained(round)).tensors
 
+    def dense_trained(self) -> Mapping[str, Tensor] | None:
+        """The weights at the end of the dense training that the tickets go back to, if any."""
+        arms, name = self.study.arms, self.job.arm
+        while (source := arms[name].source) is not None:
+            name = source
+        first = _jobs.Job(name, self.seed, arms[name].parts(self.ladder)[0])
+        path = JobFolder(self.root / first.path).trained(0)
+        return BestWeights.load(path).tensors if path.is_file() else None
+
     def fit_ticket(self, ticket: Ticket) -> Ticket:
         """A ticket of the source for this arm's model, which may have another output layer.
 

@@ -12,7 +12,9 @@ from lightning_lth import Masks, Ticket
 from lightning_lth.pruning.scoring import magnitude
 from lightning_lth.pruning.selection import prune
 from lightning_lth.stopping.best_weights import BestWeights
-from lightning_lth.study import load_study, run_study
+from lightning_lth.study import Part, Trial, load_study, run_study
+from lightning_lth.study.jobs import Job
+from lightning_lth.study.surroundings import seeds
 from tests.study import tiny
 
 ARMS = {
@@ -155,6 +157,21 @@ def test_a_ticket_moves_to_another_task(folder: Path) -> None:
     assert moved.weights["output.weight"].shape == (3, 16)
 
 
+def _distance_to_dense(folder: Path) -> float:
+    """From the end of the ticket trained alone, in the order of the dense network, to its end."""
+    base = folder / "trials" / "winning_ticket" / "seed_0"
+    dense = BestWeights.load(base / "trained" / "round_00.safetensors").tensors
+    start = ticket(folder, "winning_ticket")
+    study = load_study(tiny.config(seeds=[0], arms=ARMS))
+    with seeds():
+        trial = Trial(study, Job("reinit", 0, Part(2)), folder.parent / "alone")
+        alone = trial.train(start)
+    squares = [
+        ((dense[name] - alone[name])[mask] ** 2).sum().item() for name, mask in start.masks.items()
+    ]
+    return float(sum(squares)) ** 0.5
+
+
 def test_stability_compares_two_orders(folder: Path, rounds: pd.DataFrame) -> None:
     pairs = pd.read_parquet(folder / "stability.parquet")
     assert len(pairs) == 1
@@ -162,6 +179,7 @@ def test_stability_compares_two_orders(folder: Path, rounds: pd.DataFrame) -> No
     assert row["density"] == 0.25
     assert row["l2_distance"] > 0
     assert 0 < row["angle_degrees"] < 90
+    assert row["pruning_l2_distance"] == pytest.approx(_distance_to_dense(folder))
     ends = [1 - rounds.loc[("stability", draw, 2), "end_test_accuracy"] for draw in (0, 1)]
     assert [row["error_a"], row["error_b"]] == pytest.approx(ends)
     assert row["barrier"] == pytest.approx(row["max_error"] - sum(ends) / 2)
