@@ -13,8 +13,20 @@ from lightning_lth.cli import main
 from tests.study import tiny
 
 
+def write_config(path: Path, **changes: object) -> Path:
+    path.write_text(yaml.safe_dump(tiny.config(**changes)))
+    return path
+
+
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
+    return write_config(tmp_path / "tiny.yaml")
+
+
+def test_a_study_is_run_reported_and_run_no_second_time_and_its_tickets_looked_at_and_moved(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One study for all of it, as it takes seconds."""
     claim = {
         "text": "Tickets stop earlier than dense networks.",
         "arm": "winning_ticket",
@@ -23,48 +35,32 @@ def config(tmp_path: Path) -> Path:
         "measure": "early_stop_step",
         "expect": "lower",
     }
-    path = tmp_path / "tiny.yaml"
-    path.write_text(yaml.safe_dump(tiny.config(claims=[claim])))
-    return path
-
-
-def test_a_study_is_run_reported_and_run_no_second_time(
-    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+    config = write_config(tmp_path / "tiny.yaml", claims=[claim])
     folder = tmp_path / "out"
-    main(["study", "run", str(config), "--dir", str(folder), "--jobs", "1", "--seeds", "[4]"])
+    run = ["study", "run", str(config), "--dir", str(folder), "--jobs", "1", "--seeds", "[4]"]
+    main(run)
     first = capsys.readouterr().out
     assert "Tickets stop earlier than dense networks.\n  Not enough trials" in first
     page = folder / "report" / "report.html"
     assert f"Report: {page}" in first
     assert yaml.safe_load((folder / "study.yaml").read_text())["seeds"] == [4]
-    page.unlink()
     marks = {path: path.stat().st_mtime_ns for path in folder.rglob("tickets/*")}
-    main(["study", "run", str(config), "--dir", str(folder), "--jobs", "1", "--seeds", "[4]"])
-    assert capsys.readouterr().out == first
-    assert {path: path.stat().st_mtime_ns for path in marks} == marks
-    page.unlink()
-    main(["study", "report", str(folder)])
-    assert capsys.readouterr().out == first
-    assert page.exists()
+    for again in (run, ["study", "report", str(folder)]):
+        page.unlink()
+        main(again)
+        assert capsys.readouterr().out == first
+        assert page.exists()
+        assert {path: path.stat().st_mtime_ns for path in marks} == marks
 
-
-def test_tickets_can_be_looked_at_and_moved(
-    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = tmp_path / "out"
-    main(["study", "run", str(config), "--dir", str(folder), "--jobs", "1", "--seeds", "[4]"])
     file = folder / "trials" / "winning_ticket" / "seed_4" / "tickets" / "round_02.safetensors"
-    capsys.readouterr()
     main(["ticket", "show", str(file)])
     shown = capsys.readouterr().out
     assert "Ticket(round=2, step=0, density=0.25, 36 of 144 weights in 2 tensors)" in shown
     assert "25.00% left of hidden.weight: 24 of 96" in shown
     assert re.search(r"seed\s+4\n", shown)
 
-    other = tmp_path / "other.yaml"
     model = {"class_path": "tests.study.tiny.Net", "init_args": {"classes": 7}}
-    other.write_text(yaml.safe_dump(tiny.config(model=model)))
+    other = write_config(tmp_path / "other.yaml", model=model)
     moved = tmp_path / "moved.safetensors"
     main(["ticket", "transfer", str(file), str(other), "--out", str(moved)])
     assert "output.weight" in capsys.readouterr().out
@@ -117,13 +113,13 @@ def test_a_typo_in_a_config_is_refused_before_training(config: Path, tmp_path: P
     assert not (tmp_path / "out").exists()
 
 
-def test_without_the_extra_the_command_to_install_it_is_named() -> None:
-    code = (
-        "import sys; sys.modules['jsonargparse'] = None; "
-        "from lightning_lth.cli import main; main([])"
-    )
-    ended = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False
-    )
-    assert ended.returncode == 1
-    assert "pip install 'lightning-lth[study]'" in ended.stderr
+def test_without_the_extra_the_command_to_install_it_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "jsonargparse", None)  # importing it fails
+    with pytest.raises(SystemExit, match=re.escape("pip install 'lightning-lth[study]'")):
+        main([])
+
+
+def test_the_command_itself_does_not_need_the_extra() -> None:
+    assert not {"jsonargparse", "lightning_lth.study"} & imported_by("lightning_lth.cli")

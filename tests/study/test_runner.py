@@ -17,7 +17,7 @@ from distributed import Client, LocalCluster
 from safetensors import safe_open
 
 from lightning_lth import Ticket
-from lightning_lth.study import load_study, run_study
+from lightning_lth.study import Study, load_study, run_study
 from lightning_lth.study.jobs import all_jobs
 from tests.study import tiny
 
@@ -41,8 +41,23 @@ def _content(path: Path) -> object:
         return tensors, file.metadata()
 
 
-def test_a_study_keeps_every_training_with_its_ladder(tmp_path: Path) -> None:
-    tables = run_study(load_study(tiny.config()), tmp_path)
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, pd.DataFrame]]:
+    """A whole study, to be read only, and its tables."""
+    folder = tmp_path_factory.mktemp("finished")
+    return folder, run_study(load_study(tiny.config()), folder)
+
+
+@pytest.fixture
+def copy(finished: tuple[Path, object], tmp_path: Path) -> Path:
+    """The whole study, to go on with."""
+    return shutil.copytree(finished[0], tmp_path / "copy")
+
+
+def test_a_study_keeps_every_training_with_its_ladder(
+    finished: tuple[Path, dict[str, pd.DataFrame]],
+) -> None:
+    study, tables = finished
     rounds = tables["rounds"]
     # 6*16 = 96 weights: 48, 24; 16*3 = 48 weights: 24, 12.
     assert rounds["num_remaining"].tolist() == [144, 72, 36] * 2
@@ -63,17 +78,20 @@ def test_a_study_keeps_every_training_with_its_ladder(tmp_path: Path) -> None:
         * 2
     )
     for seed in (0, 1):
-        folder = tmp_path / "trials" / "winning_ticket" / f"seed_{seed}"
+        folder = study / "trials" / "winning_ticket" / f"seed_{seed}"
         assert Ticket.load(folder / "tickets" / "round_02.safetensors").density == 0.25
         assert any(path.name.startswith("events.out") for path in folder.rglob("*"))
         assert not (folder / "resume.ckpt").exists()
-    assert pd.read_csv(tmp_path / "rounds.csv").equals(pd.read_parquet(tmp_path / "rounds.parquet"))
+    assert pd.read_csv(study / "rounds.csv").equals(pd.read_parquet(study / "rounds.parquet"))
 
 
-def test_the_early_stop_iteration_is_that_of_the_least_validation_loss(tmp_path: Path) -> None:
-    tables = run_study(load_study(tiny.config(seeds=[3])), tmp_path)
+def test_the_early_stop_iteration_is_that_of_the_least_validation_loss(
+    finished: tuple[Path, dict[str, pd.DataFrame]],
+) -> None:
+    _, tables = finished
+    trainings = tables["curves"].groupby(["seed", "round"])
     for _, row in tables["rounds"].iterrows():
-        curve = tables["curves"][tables["curves"]["round"] == row["round"]]
+        curve = trainings.get_group((row["seed"], row["round"]))
         best = curve.loc[curve["val_loss"].idxmin()]
         assert row["early_stop_step"] == best["step"]
         assert row["early_stop_value"] == best["val_loss"]
@@ -81,12 +99,14 @@ def test_the_early_stop_iteration_is_that_of_the_least_validation_loss(tmp_path:
         assert row["end_validation_accuracy"] == pytest.approx(curve["val_accuracy"].iloc[-1])
 
 
-def test_accuracies_are_those_of_the_weights(tmp_path: Path) -> None:
+def test_accuracies_are_those_of_the_weights(
+    finished: tuple[Path, dict[str, pd.DataFrame]],
+) -> None:
     """The dense end weights, run by hand."""
-    tables = run_study(load_study(tiny.config(seeds=[0])), tmp_path)
+    study, tables = finished
     from lightning_lth.stopping.best_weights import BestWeights
 
-    folder = tmp_path / "trials" / "winning_ticket" / "seed_0"
+    folder = study / "trials" / "winning_ticket" / "seed_0"
     net, data = tiny.Net(), tiny.Data()
     BestWeights.load(folder / "trained" / "round_00.safetensors").restore_(net)
     data.setup("fit")
@@ -98,10 +118,12 @@ def test_accuracies_are_those_of_the_weights(tmp_path: Path) -> None:
 
 def test_the_same_config_gives_the_same_bytes(tmp_path: Path) -> None:
     config = tiny.config(
+        seeds=[0],
+        pruning={"rounds": 1, "fraction": 0.5, "scope": "layer"},
         arms={
             "winning_ticket": tiny.iterative(),
-            "reinit": tiny.control(weights="reinitialized", rounds=[2], draws=2),
-        }
+            "reinit": tiny.control(weights="reinitialized", rounds=[1], draws=2),
+        },
     )
     run_study(load_study(config), tmp_path / "a")
     torch.rand(7)  # the random state of the caller does not matter
@@ -162,11 +184,11 @@ def test_the_callers_state_is_left_alone(tmp_path: Path) -> None:
     assert before[1:] == (torch.get_num_threads(), dict(os.environ))
 
 
-def test_finished_trials_are_not_run_again_and_arms_may_be_added(tmp_path: Path) -> None:
-    run_study(load_study(tiny.config(seeds=[0])), tmp_path)
-    marks = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("tickets/*")}
+def test_finished_trials_are_not_run_again_and_arms_may_be_added(copy: Path) -> None:
+    marks = {path: path.stat().st_mtime_ns for path in copy.rglob("tickets/*")}
+    assert len(marks) == 6
     arms = {"winning_ticket": tiny.iterative(), "reinit": tiny.control(weights="reinitialized")}
-    tables = run_study(load_study(tiny.config(arms=arms)), tmp_path)
+    tables = run_study(load_study(tiny.config(arms=arms)), copy)
     assert {path: path.stat().st_mtime_ns for path in marks} == marks
     assert tables["rounds"].groupby(["arm", "seed"]).size().to_dict() == {
         ("reinit", 0): 2,
@@ -174,72 +196,75 @@ def test_finished_trials_are_not_run_again_and_arms_may_be_added(tmp_path: Path)
         ("winning_ticket", 0): 3,
         ("winning_ticket", 1): 3,
     }
-    assert len(json.loads((tmp_path / "sessions.json").read_text())) == 2
+    assert len(json.loads((copy / "sessions.json").read_text())) == 2
 
 
-@pytest.mark.parametrize("epoch", [1, 2, 3, 5])
-def test_a_killed_study_goes_on_to_the_same_bytes(tmp_path: Path, epoch: int) -> None:
-    """Each training has 2 epochs of 6 batches; it dies in the dense one, at a border, or later."""
-    flag = tmp_path / "flag"
-    data = {"class_path": "tests.study.tiny.DiesOnce"}
+@pytest.fixture(scope="module")
+def mortal(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Study, dict[str, object]]:
+    """A study, its files when nothing kills it, and where the epoch is written that does."""
+    flag = tmp_path_factory.mktemp("mortal") / "flag"
     config = tiny.config(
         seeds=[0],
-        data={**data, "init_args": {"flag": str(flag), "epoch": epoch}},
+        data={"class_path": "tests.study.tiny.DiesOnce", "init_args": {"flag": str(flag)}},
         arms={"winning_ticket": tiny.iterative(), "again": tiny.control(rounds=[1])},
     )
     study = load_study(config)
-    run_study(study, tmp_path / "whole")
-    flag.touch()
+    run_study(study, flag.with_name("whole"))
+    return flag, study, _files(flag.with_name("whole"))
+
+
+@pytest.mark.parametrize("epoch", [1, 2, 5])
+def test_a_killed_study_goes_on_to_the_same_bytes(
+    mortal: tuple[Path, Study, dict[str, object]], tmp_path: Path, epoch: int
+) -> None:
+    """Each training has 2 epochs of 6 batches; it dies in the dense one, at a border, or later."""
+    flag, study, whole = mortal
+    flag.write_text(str(epoch))
     with pytest.raises((KeyboardInterrupt, SystemExit)):
-        run_study(study, tmp_path / "killed")
+        run_study(study, tmp_path)
     assert not flag.exists()
-    run_study(study, tmp_path / "killed")
-    assert _files(tmp_path / "whole") == _files(tmp_path / "killed")
-
-
-def test_a_half_written_trial_is_redone(tmp_path: Path) -> None:
-    study = load_study(tiny.config(seeds=[0]))
-    run_study(study, tmp_path)
-    whole = _files(tmp_path)
-    folder = tmp_path / all_jobs(study)[0].path
-    (folder / "done.json").write_text('{"finger')
-    (folder / "rounds.parquet").write_bytes(b"half")
     run_study(study, tmp_path)
     assert _files(tmp_path) == whole
 
 
-def test_a_folder_with_results_of_other_settings_is_refused(tmp_path: Path) -> None:
-    run_study(load_study(tiny.config(seeds=[0])), tmp_path)
-    kept = _files(tmp_path)
-    other = tiny.config(seeds=[0], trainer={"accelerator": "cpu", "max_steps": 24})
+def test_a_half_written_trial_is_redone(copy: Path) -> None:
+    study = load_study(tiny.config())
+    whole = _files(copy)
+    folder = copy / all_jobs(study)[0].path
+    (folder / "done.json").write_text('{"finger')
+    (folder / "rounds.parquet").write_bytes(b"half")
+    run_study(study, copy)
+    assert _files(copy) == whole
+
+
+def test_a_folder_with_results_of_other_settings_is_refused(copy: Path) -> None:
+    kept = _files(copy)
+    other = tiny.config(trainer={"accelerator": "cpu", "max_steps": 24})
     with pytest.raises(ValueError, match=r"'winning_ticket' with other settings. Run the changed"):
-        run_study(load_study(other), tmp_path)
-    assert _files(tmp_path) == kept
+        run_study(load_study(other), copy)
+    assert _files(copy) == kept
 
 
-def test_a_failing_trial_is_named_and_others_are_kept(tmp_path: Path) -> None:
-    study = load_study(tiny.config(seeds=[0]))
-    run_study(study, tmp_path)
-    ticket = tmp_path / "trials" / "winning_ticket" / "seed_0" / "tickets" / "round_01.safetensors"
+def test_a_failing_trial_is_named_and_others_are_kept(copy: Path) -> None:
+    ticket = copy / "trials" / "winning_ticket" / "seed_0" / "tickets" / "round_01.safetensors"
     content = ticket.read_bytes()
-    kept = _files(tmp_path)
+    kept = _files(copy)
     arms = {"winning_ticket": tiny.iterative(), "again": tiny.control(rounds=[1])}
     ticket.write_bytes(ticket.read_bytes()[:-9])
     with pytest.raises(RuntimeError, match=r"trial 'again, seed 0, round 1' failed: .*round_01"):
-        run_study(load_study(tiny.config(seeds=[0], arms=arms)), tmp_path)
+        run_study(load_study(tiny.config(arms=arms)), copy)
     ticket.write_bytes(content)
-    assert {name: _files(tmp_path)[name] for name in kept} == kept
+    assert {name: _files(copy)[name] for name in kept} == kept
 
 
-def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
+def test_a_full_disk_loses_nothing_and_seeds_may_be_added(copy: Path) -> None:
     """A folder in the place of a file is as good as a full disk: the write fails."""
-    study = load_study(tiny.config(seeds=[0]))
-    run_study(study, tmp_path)
-    kept = _files(tmp_path)
-    blocked = tmp_path / "trials" / "winning_ticket" / "seed_1" / "rounds.parquet"
+    kept = _files(copy)
+    study = load_study(tiny.config(seeds=[0, 1, 2]))
+    blocked = copy / "trials" / "winning_ticket" / "seed_2" / "rounds.parquet"
     blocked.mkdir(parents=True)
     with pytest.raises((OSError, RuntimeError)):
-        run_study(load_study(tiny.config()), tmp_path)
-    assert {name: _files(tmp_path)[name] for name in kept} == kept
+        run_study(study, copy)
+    assert {name: _files(copy)[name] for name in kept} == kept
     shutil.rmtree(blocked)
-    assert len(run_study(load_study(tiny.config()), tmp_path)["rounds"]) == 6
+    assert len(run_study(study, copy)["rounds"]) == 9

@@ -64,22 +64,19 @@ class Data(LightningDataModule):
 
 
 class DiesOnce(Data):
-    """Kills the training that follows a file's creation, the first time only."""
+    """Kills the training that goes on for so many epochs as a file says, the first time only."""
 
-    def __init__(self, flag: str, epoch: int) -> None:
+    def __init__(self, flag: str) -> None:
         super().__init__()
-        self.flag = flag
-        self.epoch = epoch
+        self.flag = Path(flag)
         self._calls = 0
 
     def on_before_batch_transfer(self, batch: list[Tensor], dataloader_idx: int) -> list[Tensor]:
-        trainer = self.trainer
-        is_late = trainer is not None and trainer.training and self._calls >= self.epoch * 6
-        if trainer is not None and trainer.training:
+        if self.trainer is not None and self.trainer.training:
             self._calls += 1
-        if is_late and Path(self.flag).exists():
-            Path(self.flag).unlink()
-            raise KeyboardInterrupt
+            if self.flag.exists() and self._calls > 6 * int(self.flag.read_text()):
+                self.flag.unlink()
+                raise KeyboardInterrupt
         return batch
 
 
