@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
-import gc
+import importlib.metadata
 import os
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,12 +15,6 @@ import numpy as np
 import pytest
 import torch
 from lightning.fabric.utilities import registry
-
-
-def pytest_collection_finish() -> None:
-    """Whatever was imported stays, so that the garbage collector need not look at it again."""
-    gc.collect()
-    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -29,9 +25,10 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def one_look_at_the_installed_packages() -> Iterator[None]:
-    """Each ``Trainer`` searches the metadata of all packages for callbacks: a third of a fit."""
+    """Each ``Trainer`` searches the metadata of all packages for callbacks, 10 ms long."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(registry, "entry_points", functools.cache(registry.entry_points))
+        once = functools.cache(importlib.metadata.entry_points)
+        patch.setattr(registry, "entry_points", once, raising=False)
         yield
 
 
@@ -41,6 +38,23 @@ def fixed_seeds() -> None:
     random.seed(0)
     np.random.seed(0)  # the generator that Lightning and other libraries draw from
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the checks of ``two_processes.py`` wrote, by name."""
+    folder = tmp_path_factory.mktemp("two_processes")
+    script = Path(__file__).with_name("two_processes.py")
+    done = subprocess.run(
+        [sys.executable, str(script), str(folder)],
+        env=os.environ | {"PYTHONPATH": str(script.parents[1]), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
 
 
 @pytest.fixture(scope="session")

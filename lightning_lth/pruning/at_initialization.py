@@ -203,8 +203,9 @@ def synflow(
 
     Example:
         >>> network = torch.nn.Sequential(torch.nn.Linear(20, 30), torch.nn.Linear(30, 5))
-        >>> synflow(network, torch.zeros(1, 20), 0.004).remaining()  # 3 of 750 weights
-        {'0.weight': 2, '1.weight': 1}
+        >>> masks = synflow(network, torch.zeros(1, 20), 0.004)
+        >>> masks.num_remaining, min(masks.remaining().values())  # of 750; no layer is empty
+        (3, 1)
 
     Source:
         Tanaka et al. 2020, arXiv:2006.05467: algorithm 1, with 100 iterations.

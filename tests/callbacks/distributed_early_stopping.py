@@ -1,14 +1,9 @@
-"""Launched by test_early_stopping.py in two processes; writes down what each of them sees.
-
-Run as ``python distributed_early_stopping.py FOLDER``.
-"""
+"""Run in two processes for test_early_stopping.py; writes down what each of them sees."""
 
 from __future__ import annotations
 
 import json
 import os
-import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -72,11 +67,6 @@ def run(where: str, folder: Path) -> dict[str, Any]:
 
 def main(folder: Path) -> None:
     """Twice: with the best weights in memory and in a file."""
-    warnings.filterwarnings("ignore")
     results = {where: run(where, folder) for where in ("memory", "file")}
     rank = os.environ["LOCAL_RANK"]
     (folder / f"result_{rank}.json").write_text(json.dumps(results))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -1,14 +1,9 @@
-"""Launched by test_pruning_distributed.py in several processes: fits, and writes down what it sees.
-
-Run as ``python distributed_fits.py STRATEGY FOLDER``.
-"""
+"""Run in two processes for test_pruning_distributed.py: fits, and writes down what it sees."""
 
 from __future__ import annotations
 
 import json
 import os
-import sys
-import warnings
 from pathlib import Path
 
 import torch
@@ -53,7 +48,6 @@ def batches(num_ranks: int, rank: int) -> DataLoader[list[Tensor]]:
 
 def main(strategy_name: str, folder: Path) -> None:
     """Fit 3 rounds in 2 processes, and write masks and weights of this rank to a file."""
-    warnings.filterwarnings("ignore")
     seed_everything(0, verbose=False)
     is_sharded = strategy_name == "fsdp2"
     strategy = ModelParallelStrategy(2, 1) if is_sharded else DDPStrategy()
@@ -83,5 +77,9 @@ def main(strategy_name: str, folder: Path) -> None:
     (folder / f"result_{rank}.json").write_text(json.dumps(result))
 
 
-if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+def differing(folder: Path) -> None:
+    """Ranks that score differently are stopped; write what each is told."""
+    try:
+        main("ddp_differing", folder)
+    except RuntimeError as error:
+        (folder / f"error_{os.environ['LOCAL_RANK']}.txt").write_text(str(error))

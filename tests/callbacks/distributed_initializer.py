@@ -1,13 +1,8 @@
-"""Launched by test_initializer.py in two processes; writes the weights at the start of training.
-
-Run as ``python distributed_initializer.py SCHEME FOLDER``.
-"""
+"""Run in two processes for test_initializer.py; writes the weights at the start of training."""
 
 from __future__ import annotations
 
 import os
-import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +37,7 @@ class Save(pl.Callback):
 
 def main(scheme: str, folder: Path) -> None:
     """Fit on two ranks that are seeded differently."""
-    warnings.filterwarnings("ignore")
     module = Classifier()
     torch.manual_seed(7 + int(os.environ.get("LOCAL_RANK", "0")))
     fitter = trainer(Initializer(scheme), Save(folder), strategy="ddp", devices=2, max_epochs=1)
     fitter.fit(module, DataLoader(Noisy(), batch_size=8), loader())
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))

@@ -1,13 +1,8 @@
-"""Launched by test_layer_monitor.py in two processes: fits with and without a monitor.
-
-Run as ``python distributed_layer_monitor.py FOLDER``.
-"""
+"""Run in two processes for test_layer_monitor.py: fits with and without a monitor."""
 
 from __future__ import annotations
 
 import os
-import sys
-import warnings
 from pathlib import Path
 
 import torch
@@ -35,7 +30,6 @@ class Remembering(Classifier):
 
 def main(folder: Path) -> None:
     """Two fits on two ranks, which see other batches."""
-    warnings.filterwarnings("ignore")
     rank = int(os.environ.get("LOCAL_RANK", "0"))
     monitor = LayerStatsMonitor(1, activations=True, histograms=True, landscape=True)
     for name, callbacks in (("without", []), ("with", [monitor])):
@@ -54,7 +48,3 @@ def main(folder: Path) -> None:
         end = {**weights(module), "random": torch.get_rng_state(), "seen": module.seen}
         torch.save(end, folder / f"{name}_{rank}.pt")
     torch.save((monitor.table.steps, len(monitor.diagnoses)), folder / f"table_{rank}.pt")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

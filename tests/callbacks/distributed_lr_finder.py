@@ -1,14 +1,9 @@
-"""Launched by test_lr_finder.py in two processes: fits with and without a range test.
-
-Run as ``python distributed_lr_finder.py FOLDER``.
-"""
+"""Run in two processes for test_lr_finder.py: fits with and without a range test."""
 
 from __future__ import annotations
 
 import json
 import os
-import sys
-import warnings
 from pathlib import Path
 
 import torch
@@ -21,7 +16,6 @@ from tests.callbacks.modules import Classifier, trainer, weights
 
 def main(folder: Path) -> None:
     """Three fits on two ranks, which see other batches."""
-    warnings.filterwarnings("ignore")
     rank = int(os.environ.get("LOCAL_RANK", "0"))
     finders = {"without": None, "passive": LRFinder(1e-3, 10, 100, apply=False)}
     finders["active"] = LRFinder(1e-3, 10, 100)
@@ -41,7 +35,3 @@ def main(folder: Path) -> None:
         if finder:
             results[name] = finder.result.to_dict()
     (folder / f"{rank}.json").write_text(json.dumps(results))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

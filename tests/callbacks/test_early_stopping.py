@@ -6,10 +6,7 @@ import copy
 import json
 import logging
 import math
-import os
 import pickle
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -669,29 +666,15 @@ def test_it_pickles_and_copies_before_and_after_a_fit() -> None:
 # --- Several processes
 
 
-def launch(folder: Path) -> list[dict[str, dict[str, Any]]]:
-    script = Path(__file__).with_name("distributed_early_stopping.py")
-    environment = os.environ | {"PYTHONPATH": str(script.parents[2]), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, str(script), str(folder)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads((folder / f"result_{rank}.json").read_text()) for rank in range(2)]
-
-
 @pytest.mark.distributed
-def test_two_processes_decide_as_one(tmp_path: Path) -> None:
-    results = launch(tmp_path)
-    best = torch.load(tmp_path / "at_step_6.pt", weights_only=True)
+def test_two_processes_decide_as_one(two_processes: Path) -> None:
+    folder = two_processes / "early_stopping"
+    results = [json.loads((folder / f"result_{rank}.json").read_text()) for rank in range(2)]
+    best = torch.load(folder / "at_step_6.pt", weights_only=True)
     for where in ("memory", "file"):
         check_agreement(results[0][where], results[1][where])
         for rank in range(2):
-            assert_equal(torch.load(tmp_path / f"{where}_{rank}.pt", weights_only=True), best)
+            assert_equal(torch.load(folder / f"{where}_{rank}.pt", weights_only=True), best)
 
 
 def check_agreement(first: dict[str, Any], second: dict[str, Any]) -> None:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -458,14 +455,9 @@ def test_sharded_parameters_are_refused() -> None:
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("scheme", ["auto", "lsuv"])
-def test_all_ranks_get_the_same_weights(scheme: str, tmp_path: Path) -> None:
-    environment = os.environ | {"PYTHONPATH": str(SCRIPT.parents[2]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(SCRIPT), scheme, str(tmp_path)]
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+def test_all_ranks_get_the_same_weights(scheme: str, two_processes: Path) -> None:
+    folder = two_processes / f"initializer_{scheme}"
+    first, second = (torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2))
     assert_equal(first, second)
     if scheme == "auto":  # the seed of rank 0
         assert_equal(first, start(Classifier(), Initializer(seed=7)))

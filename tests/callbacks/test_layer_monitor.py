@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import copy
 import csv
-import os
-import subprocess
-import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -803,25 +800,19 @@ def test_two_monitors_are_one_too_many() -> None:
 
 
 @pytest.mark.distributed
-def test_two_processes(tmp_path: Path) -> None:
-    script = Path(__file__).with_name("distributed_layer_monitor.py")
-    environment = os.environ | {"PYTHONPATH": str(script.parents[2]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(script), str(tmp_path)]
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+def test_two_processes(two_processes: Path) -> None:
+    folder = two_processes / "layer_monitor"
 
     def load(name: str) -> Any:
-        return torch.load(tmp_path / f"{name}.pt", weights_only=True)
+        return torch.load(folder / f"{name}.pt", weights_only=True)
 
     for rank in (0, 1):
         assert_same(load(f"without_{rank}"), load(f"with_{rank}"))
     assert load("table_0")[0] == [*range(12)]
     assert load("table_0")[1] > 0
     assert load("table_1") == ([], 0)
-    assert len(list((tmp_path / "with").glob("events*"))) == 1
-    board = Board(tmp_path / "with")
+    assert len(list((folder / "with").glob("events*"))) == 1
+    board = Board(folder / "with")
     assert board.steps(f"{BN}drift_mean") == list(range(12))
     expected = drifts(load("with_0")["seen"])
     assert board.values(f"{BN}drift_mean") == pytest.approx(expected, rel=1e-4)

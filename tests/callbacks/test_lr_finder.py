@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import random
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -133,22 +130,31 @@ def assert_same(first: Any, second: Any, path: str = "") -> None:
         assert first == second, path
 
 
-@pytest.mark.parametrize("optimizer", [None, adam], ids=["sgd", "adam"])
-@pytest.mark.parametrize("loaders", [loader, shuffled, lambda: loader(shuffle=True)])
+def drawn() -> DataLoader[Any]:
+    """In an order from the global generator."""
+    return loader(shuffle=True)
+
+
 @pytest.mark.parametrize(
-    "kwargs",
+    ("kwargs", "loaders", "optimizer"),
     [
-        {},
-        {"accumulate_grad_batches": 4, "gradient_clip_val": 0.5},
-        {"max_epochs": 1},
-        {"precision": "bf16-mixed"},
-        {"val_check_interval": 2, "num_sanity_val_steps": 1},
-        {"limit_train_batches": 3},
+        *(({}, loaders, one) for loaders in (loader, shuffled, drawn) for one in (None, adam)),
+        *(
+            (kwargs, *others)
+            for kwargs in (
+                {"accumulate_grad_batches": 4, "gradient_clip_val": 0.5},
+                {"max_epochs": 1},
+                {"precision": "bf16-mixed"},
+                {"val_check_interval": 2, "num_sanity_val_steps": 1},
+                {"limit_train_batches": 3},
+            )
+            for others in ((shuffled, None), (drawn, adam))
+        ),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_nothing_is_different_afterwards(
-    optimizer: Any, loaders: Callable[[], DataLoader[Any]], kwargs: dict[str, Any]
+    kwargs: dict[str, Any], loaders: Callable[[], DataLoader[Any]], optimizer: Any
 ) -> None:
     settings = {"make": lambda: Busy(optimizer=optimizer), "loaders": loaders, **kwargs}
     finder = LRFinder(num_steps=40, max_lr=0.3, apply=False)
@@ -607,20 +613,14 @@ def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
 
 
 @pytest.mark.distributed
-def test_all_ranks_find_the_same(tmp_path: Path) -> None:
-    script = Path(__file__).with_name("distributed_lr_finder.py")
-    environment = os.environ | {"PYTHONPATH": str(script.parents[2]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(script), str(tmp_path)]
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+def test_all_ranks_find_the_same(two_processes: Path) -> None:
+    folder = two_processes / "lr_finder"
+    first, second = (json.loads((folder / f"{rank}.json").read_text()) for rank in range(2))
     assert first == second
     assert first["passive"] == first["active"]
 
     def end(name: str, rank: int) -> dict[str, Tensor]:
-        return torch.load(tmp_path / f"{name}_{rank}.pt", weights_only=True)
+        return torch.load(folder / f"{name}_{rank}.pt", weights_only=True)
 
     assert_equal(end("without", 0), end("passive", 0))
     assert_equal(end("active", 0), end("active", 1))

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -17,26 +13,6 @@ from lightning_lth import IterativeMagnitudePruning, Masks, Ticket
 from lightning_lth.callbacks._compatibility import refuse_sharded_resume
 from tests.callbacks.distributed_fits import Distributed, batches
 from tests.callbacks.modules import assert_equal, trainer
-
-SCRIPT = Path(__file__).with_name("distributed_fits.py")
-
-
-def start(strategy: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": str(SCRIPT.parents[2]), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), strategy, str(folder)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-
-
-def launch(strategy: str, folder: Path) -> list[dict[str, Any]]:
-    done = start(strategy, folder)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads((folder / f"result_{rank}.json").read_text()) for rank in range(2)]
 
 
 @pytest.mark.distributed
@@ -52,8 +28,9 @@ def launch(strategy: str, folder: Path) -> list[dict[str, Any]]:
         ),
     ],
 )
-def test_two_processes_agree_with_one(strategy: str, tmp_path: Path) -> None:
-    first, second = launch(strategy, tmp_path)
+def test_two_processes_agree_with_one(strategy: str, two_processes: Path) -> None:
+    folder = two_processes / f"pruning_{strategy}"
+    first, second = (json.loads((folder / f"result_{rank}.json").read_text()) for rank in range(2))
     alone, pruning = Distributed(is_sharded=False), IterativeMagnitudePruning(2)
     settings = {} if strategy == "fsdp2" else {"gradient_clip_val": 0.1}
     trainer(pruning, max_epochs=2, **settings).fit(alone, batches(1, 0), batches(1, 0))
@@ -67,19 +44,19 @@ def test_two_processes_agree_with_one(strategy: str, tmp_path: Path) -> None:
         assert [
             a + b for a, b in zip(first["nonzero"], second["nonzero"], strict=True)
         ] == survivors
-    weights = [torch.load(tmp_path / f"weights_{rank}.pt", weights_only=True) for rank in range(2)]
+    weights = [torch.load(folder / f"weights_{rank}.pt", weights_only=True) for rank in range(2)]
     assert_equal(*weights)
     for name, value in alone.state_dict().items():
         torch.testing.assert_close(weights[0][name], value)
-    ticket = Ticket.load(tmp_path / "tickets" / "round_02.safetensors")
+    ticket = Ticket.load(folder / "tickets" / "round_02.safetensors")
     assert ticket.masks == pruning.masks
 
 
 @pytest.mark.distributed
-def test_ranks_that_would_prune_differently_are_stopped(tmp_path: Path) -> None:
-    done = start("ddp_differing", tmp_path)
-    assert done.returncode != 0
-    assert "RuntimeError: The ranks would prune different weights" in done.stderr
+@pytest.mark.parametrize("rank", [0, 1])
+def test_ranks_that_would_prune_differently_are_stopped(rank: int, two_processes: Path) -> None:
+    told = (two_processes / "pruning_differing" / f"error_{rank}.txt").read_text()
+    assert told.startswith("The ranks would prune different weights")
 
 
 @pytest.mark.filterwarnings("ignore:DTensor random operators")  # torch 2.6; none is used

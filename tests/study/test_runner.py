@@ -129,40 +129,45 @@ def test_the_same_config_gives_the_same_bytes(tmp_path: Path) -> None:
     torch.rand(7)  # the random state of the caller does not matter
     run_study(load_study(config), tmp_path / "b")
     first, second = _files(tmp_path / "a"), _files(tmp_path / "b")
-    assert len(first) > 20
+    assert len(first) == 20
     assert first == second
 
 
 @pytest.mark.distributed
-def test_processes_and_a_dask_cluster_give_what_one_process_gives(tmp_path: Path) -> None:
-    study = load_study(tiny.config())
-    run_study(study, tmp_path / "one")
-    run_study(study, tmp_path / "two", num_jobs=2)
-    assert _files(tmp_path / "one") == _files(tmp_path / "two")
+def test_a_dask_cluster_gives_what_one_process_gives(
+    finished: tuple[Path, object], tmp_path: Path
+) -> None:
     with (
         LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster,
         Client(cluster),
         joblib.parallel_config("dask"),
     ):
-        run_study(study, tmp_path / "cluster")
-    assert _files(tmp_path / "one") == _files(tmp_path / "cluster")
+        run_study(load_study(tiny.config()), tmp_path)
+    assert _files(tmp_path) == _files(finished[0])
 
 
 @pytest.mark.distributed
-def test_workers_end_with_the_study_that_was_killed(tmp_path: Path) -> None:
-    config = tiny.config(trainer={"accelerator": "cpu", "max_steps": 10**6}, seeds=[0, 1])
-    code = (
-        "from lightning_lth.study import load_study, run_study\n"
-        "if __name__ == '__main__': "
-        f"run_study(load_study({config!r}), {str(tmp_path)!r}, num_jobs=2)"
-    )
+def test_two_processes_give_what_one_gives_and_end_with_the_study_that_was_killed(
+    finished: tuple[Path, object], tmp_path: Path
+) -> None:
+    """One study that ends, and one that does not, in the same processes."""
+    endless = tiny.config(trainer={"accelerator": "cpu", "max_steps": 10**6})
+    studies = {str(tmp_path / "whole"): tiny.config(), str(tmp_path / "endless"): endless}
     script = tmp_path / "script.py"
-    script.write_text(code)
+    script.write_text(
+        "from lightning_lth.study import load_study, run_study\n"
+        "if __name__ == '__main__':\n"
+        f"    for folder, config in {studies!r}.items():\n"
+        "        run_study(load_study(config), folder, num_jobs=2)\n"
+    )
     main = subprocess.Popen([sys.executable, script], env={**os.environ, "PYTHONPATH": str(ROOT)})
-    notes = [tmp_path / "trials" / "winning_ticket" / f"seed_{i}" / "progress.json" for i in (0, 1)]
-    _wait_for(lambda: all(note.exists() for note in notes))
+    trials = tmp_path / "endless" / "trials" / "winning_ticket"
+    notes = [trials / f"seed_{seed}" / "progress.json" for seed in (0, 1)]
+    _wait_for(lambda: all(note.exists() for note in notes) or main.poll() is not None)
+    assert main.poll() is None
     main.kill()
     main.wait()
+    assert _files(tmp_path / "whole") == _files(finished[0])
     _wait_for(lambda: _age(notes) > 5)  # notes are written every two seconds
 
 
