@@ -25,6 +25,7 @@ def accuracies(
     weights: BestWeights,
     measures: Measures,
     *,
+    training_data: bool = True,
     limit_batches: int | float = 1.0,
 ) -> dict[str, float]:
     """Measure the accuracies of some weights of the model that is being trained.
@@ -34,20 +35,21 @@ def accuracies(
         model: A fresh model, which gets the weights.
         weights: To measure.
         measures: Names of the metrics.
+        training_data: Whether to measure on them, too, which takes longest.
         limit_batches: As in ``Trainer(limit_val_batches=...)``.
 
     Returns:
-        ``train_accuracy`` and ``validation_accuracy``, and ``test_accuracy`` if there are test
-        data.
+        ``train_accuracy`` unless it is not wanted, ``validation_accuracy``, and ``test_accuracy``
+        if there are test data.
     """
     weights.restore_(model)
     source: Any = getattr(trainer, "datamodule", None) or model
     judge = _judge(trainer, limit_batches)
     name = measures.validation_accuracy
-    found = {
-        "train_accuracy": _validated(judge, model, _in_order(source.train_dataloader()), name),
-        "validation_accuracy": _validated(judge, model, source.val_dataloader(), name),
-    }
+    found = {"validation_accuracy": _validated(judge, model, source.val_dataloader(), name)}
+    if training_data:
+        loader = _in_order(source.train_dataloader())
+        found["train_accuracy"] = _validated(judge, model, loader, name)
     if has_test(source):
         source.setup("test")
         metrics = judge.test(model, source.test_dataloader(), verbose=False)

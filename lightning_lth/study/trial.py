@@ -198,7 +198,11 @@ class Trial:
     def error(self, weights: Mapping[str, Tensor]) -> float:
         """1 - accuracy of some weights on the test data, or without any on the validation data."""
         assert self._trainer is not None
-        found = self._accuracies(self._trainer, BestWeights(0, 0.0, weights))
+        best = BestWeights(0, 0.0, weights)
+        with isolate_rng():
+            found = accuracies(
+                self._trainer, self.model(), best, self.study.measures, training_data=False
+            )
         return 1 - found.get("test_accuracy", found["validation_accuracy"])
 
     def finish(self, fingerprint: str) -> None:
