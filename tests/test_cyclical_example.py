@@ -15,6 +15,8 @@ from torch.utils.data import TensorDataset
 
 from tests.loading import load_example
 
+pytestmark = pytest.mark.examples
+
 
 @pytest.fixture(scope="module")
 def example() -> ModuleType:

@@ -17,6 +17,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from lightning_lth import Ticket
 from tests.loading import EXAMPLES, load_example
 
+pytestmark = pytest.mark.examples
+
 
 def run_example(folder: Path, *arguments: str, name: str = "digits_ticket.py") -> str:
     """What it prints when it is run as a script, in this process: an import less."""
