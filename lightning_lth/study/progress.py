@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import final
@@ -107,11 +107,6 @@ def num_trainings(study: Study, job: Job) -> int:
     if job.part.round is not None:
         return 1
     return len(study.arms[job.arm].rounds_run(study.pruning))
-
-
-def total_trainings(study: Study, jobs: Iterable[Job]) -> int:
-    """How many trainings some jobs consist of."""
-    return sum(num_trainings(study, job) for job in jobs)
 
 
 def _read_note(path: Path) -> tuple[int, float] | None:

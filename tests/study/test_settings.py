@@ -5,7 +5,7 @@ import yaml
 
 from lightning_lth.study import load_study
 from lightning_lth.study.jobs import all_jobs, fingerprint, settings_of, waves
-from lightning_lth.study.progress import total_trainings
+from lightning_lth.study.progress import num_trainings
 from lightning_lth.study.settings import find_config, shipped_configs, with_changes
 from tests.study import tiny
 
@@ -31,7 +31,7 @@ def test_every_shipped_config_is_known_here() -> None:
 @pytest.mark.parametrize("name", sorted(TRAININGS))
 def test_shipped_configs_are_valid(name: str) -> None:
     study = load_study(name)
-    assert total_trainings(study, all_jobs(study)) == TRAININGS[name]
+    assert sum(num_trainings(study, job) for job in all_jobs(study)) == TRAININGS[name]
 
 
 def test_a_resolved_config_is_the_same_study() -> None:
