@@ -135,11 +135,14 @@ def _demo(parsed: Namespace) -> None:
 
 
 def _run_and_report(study: Any, folder: str | None, jobs: int | None) -> None:
-    from lightning_lth.study import run_study
+    from lightning_lth.study import processes, run_study
 
     folder = folder or str(Path("results", study.name.lower().replace(" ", "_")))
-    run_study(study, folder, num_jobs=jobs or max(1, (os.cpu_count() or 1) // study.threads))
-    _report_on(folder)
+    if processes.launched() is None:
+        jobs = jobs or max(1, (os.cpu_count() or 1) // study.threads)
+    run_study(study, folder, num_jobs=jobs)
+    if processes.is_writer():
+        _report_on(folder)
 
 
 def _report(parsed: Namespace) -> None:

@@ -94,10 +94,10 @@ def _one(metrics: Any, name: str, step: str) -> float:
 
 
 def _judge(trainer: Trainer, limit_batches: int | float) -> Trainer:
-    """A Trainer on one device, of the same kind and precision."""
+    """A Trainer on the same device, or the first of several, with the same precision."""
     return Trainer(
         accelerator=trainer.accelerator,
-        devices=1,
+        devices=1 if (index := trainer.strategy.root_device.index) is None else [index],
         precision=trainer.precision,
         limit_val_batches=limit_batches,
         limit_test_batches=limit_batches,

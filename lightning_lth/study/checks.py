@@ -7,10 +7,12 @@ from difflib import get_close_matches
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy
 
 from lightning_lth.pruning.parameters import prunable_parameters
 from lightning_lth.pruning.selection import check_fractions
 from lightning_lth.stopping.best_weights import BestWeights
+from lightning_lth.study import processes
 from lightning_lth.study.accuracy import accuracies
 from lightning_lth.study.claims import check_claims
 from lightning_lth.study.design import Ladder, Measures, Settings, Study
@@ -53,6 +55,19 @@ def rehearse(study: Study) -> None:
                 _rehearse(settings, study.pruning, study.measures)
         except Exception as error:
             raise ValueError(f"The arm {name!r} cannot run: {error}") from error
+
+
+def check_processes(num_jobs: int | None) -> None:
+    """Refuse to run several jobs at once in processes that train together.
+
+    Raises:
+        ValueError: With the reason.
+    """
+    if processes.count() > 1 and num_jobs not in (None, 1):
+        raise ValueError(
+            f"Processes that train together run one job after the other, got `num_jobs={num_jobs}`."
+            " Leave `--jobs` out."
+        )
 
 
 def _check_seeds(seeds: list[int]) -> None:
@@ -101,11 +116,7 @@ def _rehearse(settings: Settings, ladder: Ladder, measures: Measures) -> None:
     check_fractions(ladder.fractions, parameters)
     data = build(LightningDataModule, settings["data"]) if settings["data"] else None
     trainer = Trainer(**_shortened(trainer_arguments(settings["trainer"])))
-    if trainer.world_size > 1:
-        raise ValueError(
-            f"a training of a study runs on one device, got {trainer.world_size}. "
-            "Set `trainer.devices` to 1; trainings run beside each other with `--jobs`."
-        )
+    _check_devices(trainer)
     trainer.fit(model, datamodule=data)
     if measures.monitor not in trainer.callback_metrics:
         logged = ", ".join(sorted(trainer.callback_metrics)) or "nothing"
@@ -116,6 +127,31 @@ def _rehearse(settings: Settings, ladder: Ladder, measures: Measures) -> None:
     fresh: LightningModule = build(LightningModule, settings["model"])
     weights = BestWeights.of(model, step=0, value=0.0)
     accuracies(trainer, fresh, weights, measures, limit_batches=1)
+
+
+def _check_devices(trainer: Trainer) -> None:
+    """One device, or DDP in processes that are there already: Lightning's would start us again."""
+    strategy, wanted = trainer.strategy, trainer.world_size
+    launched = processes.launched()
+    if launched is not None and launched != wanted:
+        raise ValueError(
+            f"`torchrun` started {launched} processes, and the trainer has {wanted} devices. "
+            "Set `trainer.devices` and `trainer.num_nodes` to what `torchrun` was given."
+        )
+    if wanted == 1:
+        return
+    environment = getattr(strategy, "cluster_environment", None)
+    if environment is None or not environment.creates_processes_externally:
+        raise ValueError(
+            f"the trainer has {wanted} devices, whose processes must be there before the study. "
+            f"Start it by `torchrun --nproc-per-node {wanted} -m lightning_lth study run CONFIG`, "
+            "or set `trainer.devices` to 1; trainings run beside each other with `--jobs`."
+        )
+    if not isinstance(strategy, DDPStrategy):
+        raise ValueError(
+            "a study needs whole weights on each device, "
+            f"and `trainer.strategy` is {type(strategy).__name__}. Use 'ddp'."
+        )
 
 
 def _shortened(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,7 +27,8 @@ from typing import Any, final
 import pandas as pd  # type: ignore[import-untyped]
 import yaml  # type: ignore[import-untyped]
 
-from lightning_lth._files import write_whole
+from lightning_lth import _files
+from lightning_lth.study import processes
 from lightning_lth.study.design import Settings
 
 TABLES = ("rounds", "curves", "layers", "stability")
@@ -89,13 +90,20 @@ class JobFolder:
             if rows:
                 write_table(self.path / name, pd.DataFrame(list(rows)), csv=False)
         write_whole(self.path / "done.json", json.dumps({"fingerprint": fingerprint}).encode())
-        self.checkpoint.unlink(missing_ok=True)
-        self.progress.unlink(missing_ok=True)
+        if processes.is_writer():
+            self.checkpoint.unlink(missing_ok=True)
+            self.progress.unlink(missing_ok=True)
 
     def table(self, name: str) -> pd.DataFrame | None:
         """One of the tables; ``None`` if the job has none of that name."""
         path = self.path / f"{name}.parquet"
         return pd.read_parquet(path) if path.is_file() else None
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all; of processes that train together, only the first does."""
+    if processes.is_writer():
+        _files.write_whole(path, content)
 
 
 def write_table(stem: Path, frame: pd.DataFrame, *, csv: bool = True) -> None:

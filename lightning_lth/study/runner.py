@@ -8,8 +8,8 @@ from pathlib import Path
 import pandas as pd  # type: ignore[import-untyped]
 from joblib import Parallel, delayed  # type: ignore[import-untyped]
 
-from lightning_lth.study import records
-from lightning_lth.study.checks import check_design, rehearse
+from lightning_lth.study import processes, records
+from lightning_lth.study.checks import check_design, check_processes, rehearse
 from lightning_lth.study.design import Settings, Study
 from lightning_lth.study.environment import describe_session
 from lightning_lth.study.jobs import Job, all_jobs, fingerprint, waves
@@ -34,7 +34,8 @@ def run_study(
         num_jobs: Jobs at once, each with ``study.threads`` threads. Default: what
             ``joblib.parallel_config`` says, or one after the other. Inside
             ``parallel_config("dask")`` or ``("ray")`` the jobs run on the cluster, whose machines
-            must see the folder.
+            must see the folder. Processes that train together, as ``torchrun`` starts them, run
+            one after the other.
 
     Returns:
         The tables ``rounds``, ``curves``, ``layers`` and ``stability`` by name.
@@ -52,6 +53,7 @@ def run_study(
     check_design(study)
     _check_folder(study, folder, jobs)
     rehearse(study)
+    check_processes(num_jobs)
     records.write_settings(folder, study.settings)
     records.add_session(folder, describe_session())
     paths = [job.path for job in jobs]
@@ -61,13 +63,19 @@ def run_study(
                 _run_wave(study, folder, wave, num_jobs)
     finally:
         tables = records.merge(folder, paths)
+    processes.wait_for_all()
     return tables
 
 
 def _run_wave(study: Study, folder: Path, wave: list[Job], num_jobs: int | None) -> None:
+    processes.wait_for_all()
     pending = [job for job in wave if JobFolder(folder / job.path).fingerprint() is None]
-    run = delayed(run_job)
     runner = os.getpid()
+    if processes.count() > 1:
+        for job in pending:
+            run_job(study.settings, folder, job, runner)
+        return
+    run = delayed(run_job)
     Parallel(n_jobs=num_jobs)(run(study.settings, folder, job, runner) for job in pending)
 
 
@@ -85,6 +93,7 @@ def run_job(settings: Settings, folder: Path, job: Job, runner: int) -> None:
     """
     study = parse_study(settings)
     trial = Trial(study, job, folder)
+    processes.wait_for_all()
     mark = fingerprint(study, job.arm)
     trial.folder.start(mark)
     try:

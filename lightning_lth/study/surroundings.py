@@ -1,4 +1,4 @@
-"""What surrounds a trial: threads, GPUs, and how much Lightning says; put back afterwards."""
+"""What surrounds a trial: threads, GPUs, and what Lightning says and times; put back afterwards."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import os
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import final
 
 import torch
+from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.utilities.seed import isolate_rng
+from typing_extensions import override
 
 
 @contextmanager
@@ -85,6 +88,30 @@ def without_unused_gpus(accelerator: str) -> Iterator[None]:
         if accelerator == "cpu" and not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
         yield
+
+
+@final
+class NoProfiler(Profiler):
+    """Measures nothing, as Lightning's default, which enters a generator 24 times in each step.
+
+    That takes 0.1 ms, a fifth of what Lightning's loop costs.
+    """
+
+    @override
+    def start(self, action_name: str) -> None:
+        """Do nothing."""
+
+    @override
+    def stop(self, action_name: str) -> None:
+        """Do nothing."""
+
+    @override
+    def profile(self, action_name: str) -> AbstractContextManager[None]:  # type: ignore[override]
+        """A context in which nothing happens."""
+        return _NOTHING
+
+
+_NOTHING = nullcontext()
 
 
 @contextmanager

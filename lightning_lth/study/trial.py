@@ -22,19 +22,20 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
-from lightning_lth._files import write_whole
 from lightning_lth.callbacks import FixedMasks, IterativeMagnitudePruning
 from lightning_lth.pruning.controls import derive_seed
 from lightning_lth.pruning.scoring import Scores
 from lightning_lth.pruning.tickets import Ticket
 from lightning_lth.stopping.best_weights import BestWeights
 from lightning_lth.study import jobs as _jobs
+from lightning_lth.study import processes
 from lightning_lth.study.accuracy import accuracies
 from lightning_lth.study.arms import CriterionFunction
 from lightning_lth.study.design import Ladder, Study
 from lightning_lth.study.recorder import Recorder, Row
-from lightning_lth.study.records import JobFolder
+from lightning_lth.study.records import JobFolder, write_whole
 from lightning_lth.study.settings import build, trainer_arguments
+from lightning_lth.study.surroundings import NoProfiler
 
 Weights = Mapping[str, Tensor]
 _SECONDS_BETWEEN_NOTES = 2.0
@@ -187,7 +188,7 @@ class Trial:
         Returns:
             The weights at the end.
         """
-        ticket.save(self.folder.tickets / f"round_{ticket.round:02d}.safetensors")
+        ticket = self._same_in_all_processes(ticket)
         model = self.model()
         ticket.apply_(model)
         recorder = self._recorder(lambda: ticket.round, lambda: ticket.masks, draw=draw)
@@ -208,6 +209,14 @@ class Trial:
     def finish(self, fingerprint: str) -> None:
         """Write the tables, and mark the job as done."""
         self.folder.finish(self.tables, fingerprint)
+
+    def _same_in_all_processes(self, ticket: Ticket) -> Ticket:
+        """Save the first one's, which may have come from other batches than the others'."""
+        path = self.folder.tickets / f"round_{ticket.round:02d}.safetensors"
+        if processes.is_writer():
+            ticket.save(path)
+        processes.wait_for_all()
+        return ticket if processes.is_writer() else Ticket.load(path)
 
     def _seed_everything(self, *names: str | int) -> None:
         seed_everything(self.seed_for(*names), verbose=False)
@@ -241,9 +250,12 @@ class Trial:
         resumes: bool = False,
     ) -> None:
         self._seed_everything("order", order)
+        if order > 0:  # Lightning's DistributedSampler shuffles by this
+            os.environ["PL_GLOBAL_SEED"] = str(self.seed_for("order", order))
         data = self._data()
         arguments = trainer_arguments(self._settings["trainer"])
         arguments["callbacks"] += callbacks
+        arguments["profiler"] = arguments["profiler"] or NoProfiler()
         trainer = Trainer(
             **arguments,
             default_root_dir=self.folder.path,
@@ -264,7 +276,7 @@ class Trial:
             return accuracies(trainer, self.model(), weights, self.study.measures)
 
     def _end_round(self, trainer: Trainer, round: int) -> None:
-        if round == 0:  # one-shot pruning starts from these weights
+        if round == 0 and processes.is_writer():  # one-shot pruning starts from these weights
             end = BestWeights.of(trainer.lightning_module, step=trainer.global_step, value=0.0)
             end.save(self.folder.trained(round))
         if self._resumes:

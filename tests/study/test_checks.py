@@ -93,7 +93,7 @@ CLAIM = {
         ),
         (
             {"trainer": {"accelerator": "cpu", "devices": 2, "max_steps": 3}},
-            "runs on one device, got 2",
+            "the trainer has 2 devices.* .*`torchrun --nproc-per-node 2 -m",
         ),
         ({"claims": [{**CLAIM, "arm": "winnig_ticket"}]}, "winnig_ticket"),
         ({"claims": [{**CLAIM, "round": 9}]}, "9"),

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 
 class Net(LightningModule):
@@ -61,6 +61,29 @@ class Data(LightningDataModule):
 
     def test_dataloader(self) -> DataLoader:
         return DataLoader(self.parts[2], batch_size=24)
+
+
+class InStep(Data):
+    """The same global batches, unshuffled, in one process or in two; then 4 examples for each."""
+
+    def train_dataloader(self) -> DataLoader:
+        if not distributed.is_initialized():
+            return DataLoader(self.parts[0], batch_size=8)
+        sampler = DistributedSampler(self.parts[0], shuffle=False)
+        return DataLoader(self.parts[0], batch_size=4, sampler=sampler)
+
+
+class InStepNet(Net):
+    """Logs means over all processes, and fails unless they end with the same weights."""
+
+    def log(self, *args: object, **options: object) -> None:
+        super().log(*args, **options, sync_dist=True)  # type: ignore[arg-type]
+
+    def on_train_end(self) -> None:
+        for parameter in self.parameters():
+            everywhere = self.all_gather(parameter.detach()).reshape(-1, *parameter.shape)
+            if any(not torch.equal(parameter, other) for other in everywhere):
+                raise RuntimeError("the processes have different weights")
 
 
 class DiesOnce(Data):
