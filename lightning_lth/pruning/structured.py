@@ -22,24 +22,6 @@ from lightning_lth.pruning.scoring import Scores
 from lightning_lth.pruning.selection import prune
 
 
-def l1_units(final: Mapping[str, Tensor], initial: Mapping[str, Tensor] | None = None) -> Scores:
-    """The sum of ``|final|`` over a weight's unit, for every weight. ``initial`` is not looked at.
-
-    To prune whole units by it, use :func:`prune_units`: a number of weights would cut one in two.
-
-    Args:
-        final: Parameter name to trained weights, units in the first dimension.
-        initial: Any criterion is given it.
-
-    Example:
-        >>> l1_units({"weight": torch.tensor([[-3.0, 1.0], [0.5, 1.0]])}).materialize()
-        {'weight': tensor([[4.0000, 4.0000],
-                [1.5000, 1.5000]])}
-    """
-    norms = _norms(final)
-    return Scores.of({name: _spread(norms[name], weights) for name, weights in final.items()})
-
-
 def prune_units(
     weights: Mapping[str, Tensor],
     masks: Masks,

@@ -52,8 +52,9 @@ def run_study(
     jobs = all_jobs(study)
     check_design(study)
     _check_folder(study, folder, jobs)
-    rehearse(study)
-    check_processes(num_jobs)
+    if not all(_is_done(folder, job) for job in jobs):
+        rehearse(study)
+        check_processes(num_jobs)
     records.write_settings(folder, study.settings)
     records.add_session(folder, describe_session())
     paths = [job.path for job in jobs]
@@ -69,7 +70,7 @@ def run_study(
 
 def _run_wave(study: Study, folder: Path, wave: list[Job], num_jobs: int | None) -> None:
     processes.wait_for_all()
-    pending = [job for job in wave if JobFolder(folder / job.path).fingerprint() is None]
+    pending = [job for job in wave if not _is_done(folder, job)]
     runner = os.getpid()
     if processes.count() > 1:
         for job in pending:
@@ -77,6 +78,10 @@ def _run_wave(study: Study, folder: Path, wave: list[Job], num_jobs: int | None)
         return
     run = delayed(run_job)
     Parallel(n_jobs=num_jobs)(run(study.settings, folder, job, runner) for job in pending)
+
+
+def _is_done(folder: Path, job: Job) -> bool:
+    return JobFolder(folder / job.path).fingerprint() is not None
 
 
 def run_job(settings: Settings, folder: Path, job: Job, runner: int) -> None:

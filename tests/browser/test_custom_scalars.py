@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ import pytest
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_lth.callbacks._tensorboard import Band, Lines, add_charts, log_scalars, tag_pattern
+from tests.browser.chromium import chromium
 from tests.callbacks.modules import trainer
 from tests.test_examples import run_example
 
@@ -49,32 +49,11 @@ return find(document, cards).map(card => ({
 """
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Chromium without a window."""
-    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
-    driver = shutil.which("chromedriver")
-    if program is None or driver is None:
-        pytest.fail("no Chromium; on Debian: apt-get install chromium chromium-driver")
-    try:
-        from selenium import webdriver
-    except ImportError:
-        pytest.fail('no selenium; install it with: pip install -e ".[browser]"')
-    options = webdriver.ChromeOptions()
-    options.binary_location = program
-    for argument in (
-        "--headless=new",
-        "--window-size=1500,930",
-        "--no-sandbox",  # which root cannot have
-        "--disable-dev-shm-usage",  # small in containers
-        "--no-proxy-server",
-    ):
-        options.add_argument(argument)
-    chromium = webdriver.Chrome(options, webdriver.ChromeService(driver))
-    try:
-        yield chromium
-    finally:
-        chromium.quit()
+    """It has room for all charts."""
+    with chromium("--window-size=1500,930") as browser:
+        yield browser
 
 
 @contextlib.contextmanager

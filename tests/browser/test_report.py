@@ -11,7 +11,6 @@ from __future__ import annotations
 import base64
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import pytest
 
 from lightning_lth.study.judgments import judge
 from lightning_lth.study.report import write_report
+from tests.browser.chromium import chromium
 from tests.study.test_report import CLAIMS, FIGURES, full
 
 pytestmark = pytest.mark.browser
@@ -41,32 +41,9 @@ return [...rows].map(row => [...row.cells].map(cell => cell.innerText));
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Chromium without a window, which finds no server, and notes what it asks for."""
-    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
-    driver = shutil.which("chromedriver")
-    if program is None or driver is None:
-        pytest.fail("no Chromium; on Debian: apt-get install chromium chromium-driver")
-    try:
-        from selenium import webdriver
-    except ImportError:
-        pytest.fail('no selenium; install it with: pip install -e ".[browser]"')
-    options = webdriver.ChromeOptions()
-    options.binary_location = program
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    for argument in (
-        "--headless=new",
-        "--window-size=1200,900",
-        "--no-sandbox",  # which root cannot have
-        "--disable-dev-shm-usage",  # small in containers
-        "--no-proxy-server",
-        "--host-resolver-rules=MAP * ~NOTFOUND",
-    ):
-        options.add_argument(argument)
-    chromium = webdriver.Chrome(options, webdriver.ChromeService(driver))
-    try:
-        yield chromium
-    finally:
-        chromium.quit()
+    """It finds no server."""
+    with chromium("--window-size=1200,900", "--host-resolver-rules=MAP * ~NOTFOUND") as browser:
+        yield browser
 
 
 @pytest.fixture(scope="module")

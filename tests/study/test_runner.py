@@ -204,6 +204,22 @@ def test_finished_trials_are_not_run_again_and_arms_may_be_added(copy: Path) -> 
     assert len(json.loads((copy / "sessions.json").read_text())) == 2
 
 
+def test_a_finished_study_is_put_together_without_its_data(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = _files(copy)
+    (copy / "rounds.csv").unlink()
+
+    def lost(self: tiny.Data, stage: str) -> None:
+        raise FileNotFoundError("the data are gone")
+
+    monkeypatch.setattr(tiny.Data, "setup", lost)
+    run_study(load_study(tiny.config()), copy)
+    assert _files(copy) == whole
+    with pytest.raises(ValueError, match="'winning_ticket' cannot run: the data are gone"):
+        run_study(load_study(tiny.config(seeds=[0, 1, 2])), copy)
+
+
 @pytest.fixture(scope="module")
 def mortal(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Study, dict[str, object]]:
     """A study, its files when nothing kills it, and where the epoch is written that does."""
