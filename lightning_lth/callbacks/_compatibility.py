@@ -6,22 +6,16 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule
-from lightning.pytorch.callbacks import (
-    ModelPruning,
-    StochasticWeightAveraging,
-    WeightAveraging,
-)
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from torch.utils.data import SequentialSampler
 
+from lightning_lth.callbacks._lightning import callback_bases, lightning_of
 from lightning_lth.pruning.selection import emptied
 from lightning_lth.pruning.sharding import is_distributed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
-    from lightning.pytorch import Trainer
+    from lightning.pytorch import Callback, LightningModule, Trainer
     from torch import Tensor
 
     from lightning_lth.pruning.masks import Masks
@@ -35,10 +29,10 @@ _FLATTENED = (
     "found again. Use DDP, or ModelParallelStrategy (FSDP2)"
 )
 _TWO_MASKS = "two callbacks would hold two masks on the same weights. Use one of the two"
-_REFUSED_CALLBACKS: dict[type[Callback], str] = {
-    ModelPruning: "it prunes the same weights by other rules. Use one of the two",
-    StochasticWeightAveraging: _AVERAGING,
-    WeightAveraging: _AVERAGING,
+_REFUSED_CALLBACKS = {
+    "ModelPruning": "it prunes the same weights by other rules. Use one of the two",
+    "StochasticWeightAveraging": _AVERAGING,
+    "WeightAveraging": _AVERAGING,
 }
 _GRADIENT_HOOKS = (
     "on_after_backward",
@@ -56,12 +50,15 @@ def refuse_incompatible(
     Raises:
         ValueError: With the reason and what to do instead.
     """
-    name = type(callback).__name__
-    if isinstance(trainer.strategy, (DeepSpeedStrategy, FSDPStrategy)):
+    name, lightning = type(callback).__name__, lightning_of(trainer)
+    sharding = (lightning.strategies.DeepSpeedStrategy, lightning.strategies.FSDPStrategy)
+    if isinstance(trainer.strategy, sharding):
         raise ValueError(
             f"{name} cannot work with {type(trainer.strategy).__name__}: {_FLATTENED}."
         )
-    refused = _REFUSED_CALLBACKS | dict.fromkeys(own_types, _TWO_MASKS)
+    refused: dict[type, str] = dict.fromkeys(own_types, _TWO_MASKS)
+    for kind, reason in _REFUSED_CALLBACKS.items():
+        refused[getattr(lightning.callbacks, kind)] = reason
     for other in trainer.callbacks:  # type: ignore[attr-defined]
         for refused_type, reason in refused.items():
             if other is not callback and isinstance(other, refused_type):
@@ -72,15 +69,18 @@ def touches_gradients(trainer: Trainer, module: LightningModule) -> bool:
     """Whether code of the user may change gradients between the backward pass and the step."""
     if not module.automatic_optimization:
         return True
-    users: Iterable[tuple[object, type]] = [
-        (module, LightningModule),
-        *((callback, Callback) for callback in trainer.callbacks),  # type: ignore[attr-defined]
-    ]
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    return _overrides(module, [lightning_of(trainer).LightningModule]) or any(
+        _overrides(callback, callback_bases()) for callback in callbacks
+    )
+
+
+def _overrides(user: object, bases: Sequence[type]) -> bool:
     return any(
-        getattr(getattr(user, hook, None), "__func__", None) is not getattr(base, hook, None)
-        for user, base in users
+        getattr(getattr(user, hook, None), "__func__", None)
+        not in [getattr(base, hook) for base in bases]
         for hook in _GRADIENT_HOOKS
-        if hasattr(base, hook)
+        if hasattr(bases[0], hook)
     )
 
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch.utilities import CombinedLoader
-from lightning.pytorch.utilities.seed import isolate_rng
-from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from lightning_lth.callbacks import _trainer
+from lightning_lth.callbacks._lightning import lightning_of
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -27,9 +25,11 @@ def example_batch(trainer: Trainer) -> Any:
     Raises:
         LookupError: If the data cannot be read without using it up.
     """
-    with isolate_rng():
+    utilities = lightning_of(trainer).utilities
+    with utilities.seed.isolate_rng():
         loaders = _trainer.train_dataloader_source(trainer)
-        batch = _batches(loaders.iterables if isinstance(loaders, CombinedLoader) else loaders)
+        is_combined = isinstance(loaders, utilities.CombinedLoader)
+        batch = _batches(loaders.iterables if is_combined else loaders)
         module = trainer.lightning_module
         batch = trainer.precision_plugin.convert_input(batch)
         batch = module._on_before_batch_transfer(batch)
@@ -53,10 +53,11 @@ def training_step(trainer: Trainer, module: LightningModule, batch: Any) -> Any:
     Raises:
         LookupError: If the step takes an iterator instead of a batch.
     """
-    if is_param_in_hook_signature(module.training_step, "dataloader_iter", explicit=True):
+    takes = lightning_of(trainer).utilities.signature_utils.is_param_in_hook_signature
+    if takes(module.training_step, "dataloader_iter", explicit=True):
         raise LookupError(f"`training_step` takes a `dataloader_iter`. {_ADVICE}")
     arguments = [batch]
-    if is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2):
+    if takes(module.training_step, "batch_idx", min_args=2):
         arguments.append(0)
     for name in ("log", "log_dict"):
         vars(module)[name] = _ignore

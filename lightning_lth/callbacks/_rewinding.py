@@ -6,9 +6,8 @@ import copy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, final
 
-from lightning.pytorch.callbacks import ModelCheckpoint, Timer
-
 from lightning_lth.callbacks import _compatibility, _rounds, _trainer
+from lightning_lth.callbacks._lightning import lightning_of
 from lightning_lth.callbacks.early_stopping import EarlyStopping
 from lightning_lth.pruning.rewind import RewindPoint
 from lightning_lth.pruning.sharding import reshard_
@@ -177,8 +176,9 @@ def _restart_callbacks(trainer: Trainer, state: PruningState) -> None:
             stopper.start_round()
             continue
         stopper.load_state_dict(copy.deepcopy(state.early_stopping[stopper.state_key]))
+    kinds = lightning_of(trainer).callbacks
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, ModelCheckpoint):
+        if isinstance(callback, kinds.ModelCheckpoint):
             _rounds.restart_model_checkpoint(callback)
-        if isinstance(callback, Timer):
-            _rounds.restart_timer(callback)
+        if isinstance(callback, kinds.Timer):
+            _rounds.restart_timer(trainer, callback)

@@ -12,15 +12,13 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, final
 
 import torch
-from lightning.fabric.utilities.data import _set_sampler_epoch
-from lightning.pytorch.callbacks import ModelCheckpoint, Timer
-from lightning.pytorch.loops.utilities import _reset_progress
-from lightning.pytorch.trainer.states import RunningStage
 
+from lightning_lth.callbacks._lightning import lightning_of
 from lightning_lth.callbacks._trainer import train_dataloaders
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
+    from lightning.pytorch.callbacks import ModelCheckpoint, Timer
     from lightning.pytorch.loops.loop import _Loop
     from lightning.pytorch.loops.progress import _Progress
     from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
@@ -83,7 +81,7 @@ def set_position(trainer: Trainer, position: Position) -> None:
     """
     fit_loop = trainer.fit_loop
     epoch_loop = fit_loop.epoch_loop
-    _reset_progress(fit_loop)
+    lightning_of(trainer).loops.utilities._reset_progress(fit_loop)
     for loop in (fit_loop, epoch_loop, epoch_loop.val_loop):
         _forget_restart(loop)
         loop.reset_restart_stage()
@@ -134,7 +132,7 @@ def restart_data(trainer: Trainer, position: Position, *, skip: bool, sampler_ep
 def set_sampler_epoch(trainer: Trainer, epoch: int) -> None:
     """Tell every sampler that shuffles by epoch which epoch this is, as Lightning itself does."""
     for loader in train_dataloaders(trainer):
-        _set_sampler_epoch(loader, epoch)
+        lightning_of(trainer).loops.fit_loop._set_sampler_epoch(loader, epoch)
 
 
 def num_epochs(trainer: Trainer) -> int:
@@ -165,11 +163,11 @@ def restart_model_checkpoint(callback: ModelCheckpoint) -> None:
     callback._last_global_step_saved = 0  # otherwise it skips a step number it has seen before
 
 
-def restart_timer(callback: Timer) -> None:
+def restart_timer(trainer: Trainer, callback: Timer) -> None:
     """Give every training the whole ``Trainer(max_time=...)``."""
     callback.load_state_dict({})  # no time is used up
     # Once it has ended, a Timer measures to the end of the first training for good.
-    callback._end_time[RunningStage.TRAINING] = None
+    callback._end_time[lightning_of(trainer).trainer.states.RunningStage.TRAINING] = None
 
 
 def _reset_quietly_once(epoch_loop: _TrainingEpochLoop) -> None:

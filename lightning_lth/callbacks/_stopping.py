@@ -7,10 +7,9 @@ import warnings
 from typing import TYPE_CHECKING
 
 import torch
-from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
 from lightning_lth.callbacks import _trainer
+from lightning_lth.callbacks._lightning import imported_lightning, lightning_of
 from lightning_lth.stopping import (
     AnyOf,
     Criterion,
@@ -27,11 +26,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from lightning.pytorch import Trainer
+    from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
 _REASONS = {
-    StopReason.TARGET: EarlyStoppingReason.STOPPING_THRESHOLD,
-    StopReason.DIVERGENCE: EarlyStoppingReason.DIVERGENCE_THRESHOLD,
-    StopReason.NOT_FINITE: EarlyStoppingReason.NON_FINITE_METRIC,
+    StopReason.TARGET: "STOPPING_THRESHOLD",
+    StopReason.DIVERGENCE: "DIVERGENCE_THRESHOLD",
+    StopReason.NOT_FINITE: "NON_FINITE_METRIC",
 }
 
 
@@ -53,9 +53,11 @@ def with_thresholds(
 
 def lightning_reason(decision: Stop | None) -> EarlyStoppingReason:
     """Lightning's name for why training was stopped, or that it was not."""
+    reasons: type[EarlyStoppingReason]
+    reasons = imported_lightning().callbacks.early_stopping.EarlyStoppingReason
     if decision is None:
-        return EarlyStoppingReason.NOT_STOPPED
-    return _REASONS.get(decision.reason, EarlyStoppingReason.PATIENCE_EXHAUSTED)
+        return reasons.NOT_STOPPED
+    return reasons[_REASONS.get(decision.reason, "PATIENCE_EXHAUSTED")]
 
 
 def is_fitting(trainer: Trainer) -> bool:
@@ -128,7 +130,10 @@ def refuse_sharded(trainer: Trainer) -> None:
     Raises:
         ValueError: With the reason.
     """
-    if isinstance(trainer.strategy, (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)):
+    of = lightning_of(trainer).strategies
+    if isinstance(
+        trainer.strategy, (of.DeepSpeedStrategy, of.FSDPStrategy, of.ModelParallelStrategy)
+    ):
         raise ValueError(
             f"`restore_best=True` cannot copy the shards of {type(trainer.strategy).__name__}. "
             f"Use DDP, or ModelCheckpoint(monitor=..., save_top_k=1) and load its file."

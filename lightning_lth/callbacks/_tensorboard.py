@@ -13,13 +13,14 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal, final, get_args
 from weakref import WeakKeyDictionary, WeakSet
 
-from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only
 
+from lightning_lth.callbacks._lightning import lightning_of
 from lightning_lth.callbacks._trainer import logging_step
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
+    from lightning.pytorch.loggers import TensorBoardLogger
     from matplotlib.figure import Figure
     from torch import Tensor
 
@@ -90,7 +91,7 @@ def log_scalars(trainer: Trainer, scalars: Mapping[str, float], step: int | None
     """
     step = logging_step(trainer) if step is None else step
     for logger in trainer.loggers if scalars else []:
-        if _takes_events(logger):
+        if _takes_events(trainer, logger):
             _add_event(logger, scalars, step)
         else:
             logger.log_metrics(dict(scalars), step)
@@ -155,16 +156,18 @@ def add_text(trainer: Trainer, name: str, text: str) -> None:
 
 
 def _tensorboard_loggers(trainer: Trainer) -> list[TensorBoardLogger]:
-    return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+    kind = lightning_of(trainer).loggers.TensorBoardLogger
+    return [logger for logger in trainer.loggers if isinstance(logger, kind)]
 
 
-def _takes_events(logger: Any) -> bool:
+def _takes_events(trainer: Trainer, logger: Any) -> bool:
     """Whether its writer is torch's, not tensorboardX's, and its way of logging Lightning's."""
-    if not isinstance(logger, TensorBoardLogger) or find_spec("tensorboard") is None:
+    kind = lightning_of(trainer).loggers.TensorBoardLogger
+    if not isinstance(logger, kind) or find_spec("tensorboard") is None:
         return False
     from torch.utils.tensorboard import SummaryWriter
 
-    is_lightnings = type(logger).log_metrics is TensorBoardLogger.log_metrics
+    is_lightnings = type(logger).log_metrics is kind.log_metrics
     return is_lightnings and isinstance(logger.experiment, SummaryWriter)
 
 

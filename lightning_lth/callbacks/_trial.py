@@ -10,12 +10,10 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, final
 
 import torch
-from lightning.pytorch import LightningModule
-from lightning.pytorch.loggers.logger import DummyLogger
-from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lightning_lth.callbacks import _trainer
+from lightning_lth.callbacks._lightning import lightning_of
 from lightning_lth.learning_rate.batches import (
     check_rewindable,
     endless,
@@ -114,17 +112,17 @@ class _Batches:
     def __init__(self, trainer: Trainer, loader: Any) -> None:
         combined = _trainer.combined_loader(trainer)
         if loader is not None:
-            combined = CombinedLoader(loader, "max_size_cycle")
+            combined = type(combined)(loader, "max_size_cycle")
         self.loaders = list(combined.flattened)
         for part in self.loaders:
             check_rewindable(part)
-        self._mode = combined._mode
+        self._combine, self._mode = type(combined), combined._mode
         self._structure = combined.iterables
         limit = trainer.num_training_batches if loader is None else math.inf
         self._limit = None if math.isinf(limit) else int(limit)
 
     def __iter__(self) -> Iterator[Any]:
-        copies = CombinedLoader(self._structure, self._mode)
+        copies = self._combine(self._structure, self._mode)
         copies.flattened = [_unnoticed(part) for part in self.loaders]
         return islice((batch for batch, _, _ in iter(copies)), self._limit)
 
@@ -187,9 +185,11 @@ def _copied(value: Any, shared: dict[int, Any]) -> Any:
 def silence(trainer: Trainer) -> Iterator[None]:
     """Inside, nothing is logged and no callback is called."""
     callbacks, loggers = trainer.callbacks, trainer.loggers  # type: ignore[attr-defined]
-    modules = [m for m in trainer.lightning_module.modules() if isinstance(m, LightningModule)]
+    lightning = lightning_of(trainer)
+    layers = trainer.lightning_module.modules()
+    modules = [layer for layer in layers if isinstance(layer, lightning.LightningModule)]
     trainer.callbacks = []  # type: ignore[attr-defined]
-    trainer.loggers = [DummyLogger()] if loggers else []
+    trainer.loggers = [lightning.loggers.logger.DummyLogger()] if loggers else []
     for module in modules:
         vars(module).update(log=_ignore, log_dict=_ignore)
     try:

@@ -6,10 +6,10 @@ import math
 import warnings
 from typing import TYPE_CHECKING, Any, Literal, final
 
-from lightning.pytorch import Callback
 from typing_extensions import override
 
 from lightning_lth.callbacks import _arguments, _loggers, _rates
+from lightning_lth.callbacks._lightning import Callback
 from lightning_lth.learning_rate.cycles import Cycle
 from lightning_lth.learning_rate.policies import POLICIES, Policy, Settings
 

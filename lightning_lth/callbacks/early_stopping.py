@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, final
 
 import torch
-from lightning.pytorch import callbacks
-from lightning.pytorch.utilities import rank_zero_info
+from lightning_utilities.core.rank_zero import rank_zero_info
 from typing_extensions import override
 
-from lightning_lth.callbacks import _arguments, _loggers, _stopping, _trainer
+from lightning_lth.callbacks import _arguments, _lightning, _loggers, _stopping, _trainer
+from lightning_lth.callbacks._lightning import LightningEarlyStopping
 from lightning_lth.callbacks._stopping_state import StoppingState
 from lightning_lth.stopping import Criterion, Patience, Stop, Validation, Validations
 from lightning_lth.stopping.best_weights import BestWeights
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @final
-class EarlyStopping(callbacks.EarlyStopping):
+class EarlyStopping(LightningEarlyStopping):
     """Record every validation and the best one; stop when a criterion says so.
 
     Takes the place of Lightning's callback: the same arguments mean the same, and
@@ -166,6 +166,7 @@ class EarlyStopping(callbacks.EarlyStopping):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Start with an empty record; refuse what cannot be restored."""
+        _lightning.follow()  # the Trainer's may have been imported after this was made
         if stage != "fit":
             return
         if self.restore_best:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, final
 
-from lightning.pytorch import Callback
 from typing_extensions import override
 
 from lightning_lth.callbacks import _compatibility
+from lightning_lth.callbacks._lightning import Callback
 from lightning_lth.pruning.masking import MaskKeeper
 from lightning_lth.pruning.masks import Masks
 from lightning_lth.pruning.parameters import named_parameters

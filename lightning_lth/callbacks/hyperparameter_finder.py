@@ -8,10 +8,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, final
 
-from lightning.pytorch import Callback
 from typing_extensions import override
 
 from lightning_lth.callbacks import _arguments, _range_tests, _rates
+from lightning_lth.callbacks._lightning import Callback
 from lightning_lth.callbacks._trial import Trial, trial
 from lightning_lth.learning_rate.range_test import RangeTest
 from lightning_lth.learning_rate.sweep import restarting_sweep

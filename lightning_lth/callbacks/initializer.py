@@ -8,12 +8,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, final
 
 import torch
-from lightning.pytorch import Callback
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
-from lightning.pytorch.utilities import rank_zero_info
+from lightning_utilities.core.rank_zero import rank_zero_info
 from typing_extensions import override
 
 from lightning_lth.callbacks import _examples, _loggers, _trainer
+from lightning_lth.callbacks._lightning import Callback, lightning_of
 from lightning_lth.initialization.initialize import checked_seed, initialize_
 from lightning_lth.initialization.lazy import materialize_
 from lightning_lth.initialization.overrides import Overrides
@@ -193,8 +192,8 @@ def _forward(trainer: Trainer, module: Module, example: Any) -> Any:
 
 
 def _refuse_sharded(trainer: Trainer) -> None:
-    strategy = trainer.strategy
-    if isinstance(strategy, (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)):
+    strategy, of = trainer.strategy, lightning_of(trainer).strategies
+    if isinstance(strategy, (of.DeepSpeedStrategy, of.FSDPStrategy, of.ModelParallelStrategy)):
         raise ValueError(
             f"Initializer cannot draw weights that {type(strategy).__name__} has sharded. "
             f"Call `lightning_lth.initialize_` in `configure_model`, before they are."

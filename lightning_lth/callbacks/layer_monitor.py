@@ -6,11 +6,11 @@ import math
 import warnings
 from typing import TYPE_CHECKING, Any, final
 
-from lightning.pytorch import Callback
-from lightning.pytorch.utilities import rank_zero_info
+from lightning_utilities.core.rank_zero import rank_zero_info
 from typing_extensions import override
 
 from lightning_lth.callbacks import _arguments, _landscape, _layer_charts, _tensorboard, _trainer
+from lightning_lth.callbacks._lightning import Callback
 from lightning_lth.layer_stats.findings import Diagnosis, Finding, Thresholds
 from lightning_lth.layer_stats.observer import LayerObserver
 from lightning_lth.layer_stats.table import Table

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
-from lightning.pytorch import Callback
 from typing_extensions import override
 
 from lightning_lth.callbacks import _arguments, _range_tests, _rates
+from lightning_lth.callbacks._lightning import Callback
 from lightning_lth.callbacks._trial import Trial, trial
 from lightning_lth.learning_rate.range_test import RangeTest
 from lightning_lth.learning_rate.suggestions import Rule, check_rule

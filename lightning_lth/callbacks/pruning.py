@@ -6,10 +6,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, final
 
 import torch
-from lightning.pytorch import Callback
 from typing_extensions import override
 
 from lightning_lth.callbacks import _arguments, _compatibility, _loggers, _recording, _rounds
+from lightning_lth.callbacks._lightning import Callback
 from lightning_lth.callbacks._pruning_state import PruningState
 from lightning_lth.callbacks._rewinding import Rewinding
 from lightning_lth.callbacks.fixed_masks import FixedMasks
