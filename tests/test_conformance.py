@@ -22,15 +22,14 @@ from lightning_lth import (
     IterativeMagnitudePruning,
     LayerStatsMonitor,
     LRFinder,
-    Masks,
     Thresholds,
     callbacks,
 )
 from lightning_lth.initialization import he, zeros
 from lightning_lth.stopping import Patience
-from tests.callbacks.modules import Classifier, assert_equal, loader, trainer, weights
+from tests.callbacks.modules import assert_equal, loader, trainer, weights
+from tests.conforming import MAKERS, MASKS, WATCHERS, Project
 
-MASKS = Masks({"net.0.weight": torch.arange(96).remainder(2).view(16, 6)})
 ARGUMENTS: dict[type[pl.Callback], dict[str, Any]] = {
     IterativeMagnitudePruning: {
         "rounds": 2,
@@ -93,52 +92,8 @@ ARGUMENTS: dict[type[pl.Callback], dict[str, Any]] = {
         "thresholds": Thresholds(dead_channels=0.3),
     },
 }
-MAKERS: dict[str, Callable[[], pl.Callback]] = {
-    "IterativeMagnitudePruning": lambda: IterativeMagnitudePruning(1),
-    "FixedMasks": lambda: FixedMasks(MASKS),
-    "Initializer": lambda: Initializer(seed=3),
-    "LRFinder": lambda: LRFinder(1e-3, 10, 100),
-    "HyperparameterFinder": lambda: HyperparameterFinder("momentum", (0.2, 0.5), steps_per_value=3),
-    "CyclicalLR": lambda: CyclicalLR(0.2, 0.4, step_size=3),
-    "EarlyStopping": lambda: EarlyStopping("val_loss", patience=0, restore_best=True),
-    "LayerStatsMonitor": lambda: LayerStatsMonitor(
-        2,
-        activations=True,
-        landscape=True,
-        thresholds=Thresholds(values_per_channel=8, train_eval_shift=99.0),
-    ),
-}
-# They change nothing in an epoch with one validation.
-WATCHERS = (EarlyStopping, LayerStatsMonitor)
 pytestmark = pytest.mark.filterwarnings("ignore:BatchNorm 'net.1' is evaluated after")
 every_callback = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
-
-
-class Fragile(Classifier):
-    """Fails where it is told to; has a test step."""
-
-    fails_in = ""
-
-    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
-        self.fail("training_step")
-        return super().training_step(batch, batch_idx)
-
-    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
-        self.fail("sanity_check" if self.trainer.sanity_checking else "validation_step")
-        super().validation_step(batch, batch_idx)
-
-    def test_step(self, batch: list[Tensor], batch_idx: int) -> None:
-        self.log("test_sum", self.net(batch[0]).sum())
-
-    def on_train_epoch_start(self) -> None:
-        self.fail("on_train_epoch_start")
-
-    def on_train_end(self) -> None:
-        self.fail("on_train_end")
-
-    def fail(self, phase: str) -> None:
-        if phase == self.fails_in:
-            raise KeyError(phase)
 
 
 def test_every_callback_is_here() -> None:
@@ -158,7 +113,7 @@ def test_arguments_read_back_as_they_were_given(kind: type[pl.Callback]) -> None
 def test_copies_and_pickles(make: Callable[[], pl.Callback]) -> None:
     callback = make()
     for twin in (copy.deepcopy(callback), pickle.loads(pickle.dumps(callback))):
-        module, other = Fragile(), Fragile()
+        module, other = Project(dropout=0), Project(dropout=0)
         trainer(callback, max_epochs=1).fit(module, loader(), loader())
         trainer(twin, max_epochs=1).fit(other, loader(), loader())
         assert_equal(weights(module), weights(other))
@@ -167,34 +122,9 @@ def test_copies_and_pickles(make: Callable[[], pl.Callback]) -> None:
 
 
 @every_callback
-@pytest.mark.filterwarnings("ignore:Initializer could not try a training step")
-@pytest.mark.parametrize(
-    "phase",
-    ["sanity_check", "training_step", "validation_step", "on_train_epoch_start", "on_train_end"],
-)
-def test_an_exception_leaves_trainer_and_module_as_without_the_callback(
-    make: Callable[[], pl.Callback], phase: str
-) -> None:
-    module, fitter = Fragile(), trainer(make(), max_epochs=1, num_sanity_val_steps=1)
-    module.fails_in = phase
-    with pytest.raises(KeyError, match=phase):
-        fitter.fit(module, loader(), loader())
-    assert not [p for p in module.parameters() if p._post_accumulate_grad_hooks]
-    assert not [o for o in fitter.optimizers if o._optimizer_step_post_hooks]
-    assert not [m for m in module.modules() if m._forward_hooks or m._forward_pre_hooks]
-    assert not vars(fitter.fit_loop).keys() & {"run"}
-    assert not vars(fitter.fit_loop.epoch_loop).keys() & {"reset"}
-    module.fails_in = ""
-    module.train()  # Lightning leaves it in eval mode when validation fails
-    pruned = module.net[0].weight == 0
-    trainer(max_epochs=1).fit(module, loader(), loader())
-    assert not (module.net[0].weight[pruned] == 0).any()  # nothing holds them any more
-
-
-@every_callback
 def test_fit_then_test_then_fit(make: Callable[[], pl.Callback]) -> None:
     callback = make()
-    first, second = Fragile(), Fragile()
+    first, second = Project(dropout=0), Project(dropout=0)
     fitter = trainer(callback, max_epochs=1)
     fitter.fit(first, loader(), loader())
     end = weights(first)
@@ -207,7 +137,7 @@ def test_fit_then_test_then_fit(make: Callable[[], pl.Callback]) -> None:
 
 @every_callback
 def test_fast_dev_run(make: Callable[[], pl.Callback]) -> None:
-    module = Fragile()
+    module = Project(dropout=0)
     trainer(callback := make(), fast_dev_run=True).fit(module, loader(), loader())
     # One batch is no range test.
     if not isinstance(callback, (LRFinder, HyperparameterFinder, *WATCHERS)):
@@ -217,15 +147,15 @@ def test_fast_dev_run(make: Callable[[], pl.Callback]) -> None:
 @every_callback
 def test_state_survives_being_saved_and_loaded(make: Callable[[], pl.Callback]) -> None:
     callback = make()
-    trainer(callback, max_epochs=1).fit(Fragile(), loader(), loader())
+    trainer(callback, max_epochs=1).fit(Project(dropout=0), loader(), loader())
     twin = make()
     twin.load_state_dict(copy.deepcopy(callback.state_dict()))
     assert_same(twin.state_dict(), callback.state_dict())
 
 
-def assert_did_something(module: Fragile, **kwargs: Any) -> None:
+def assert_did_something(module: Project, **kwargs: Any) -> None:
     """A fit without the callback ends in other weights."""
-    plain = Fragile()
+    plain = Project(dropout=0)
     trainer(max_epochs=1, **kwargs).fit(plain, loader(), loader())
     assert not torch.equal(plain.net[0].weight, module.net[0].weight)
 

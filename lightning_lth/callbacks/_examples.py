@@ -61,6 +61,8 @@ def training_step(trainer: Trainer, module: LightningModule, batch: Any) -> Any:
         arguments.append(0)
     for name in ("log", "log_dict"):
         vars(module)[name] = _ignore
+    if module.automatic_optimization:  # otherwise the step would use the real optimizers
+        vars(module)["_trainer"] = trainer
     with trainer.precision_plugin.train_step_context():
         return module.training_step(*arguments)
 

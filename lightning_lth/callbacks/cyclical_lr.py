@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, final
 
 from typing_extensions import override
 
-from lightning_lth.callbacks import _arguments, _loggers, _rates
+from lightning_lth.callbacks import _arguments, _finders, _loggers, _rates
 from lightning_lth.callbacks._lightning import Callback
 from lightning_lth.learning_rate.cycles import Cycle
 from lightning_lth.learning_rate.policies import POLICIES, Policy, Settings
@@ -170,8 +170,15 @@ class CyclicalLR(Callback):
         if trainer.global_step == 0:
             self._step = 0
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
-        if self.base_lr is None or self.max_lr is None:
-            self._check_finder(callbacks)
+        cycles_momentum = self.base_momentum is not None
+        _finders.refuse_second_setter(callbacks, self._finder, cycles_momentum=cycles_momentum)
+        if self._finder is not None:
+            _finders.check_order(callbacks, self, self._finder)
+        elif self.base_lr is None or self.max_lr is None:
+            raise ValueError(
+                "`base_lr` and `max_lr` must be given, or found by "
+                "`CyclicalLR.from_finder(finder, ...)`."
+            )
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -241,19 +248,6 @@ class CyclicalLR(Callback):
         if self._replaced:
             trainer.strategy.lr_scheduler_configs = self._replaced
             self._replaced = []
-
-    def _check_finder(self, callbacks: list[Callback]) -> None:
-        if self._finder is None:
-            raise ValueError(
-                "`base_lr` and `max_lr` must be given, or found by "
-                "`CyclicalLR.from_finder(finder, ...)`."
-            )
-        order = [one for one in callbacks if one is self or one is self._finder]
-        if order != [self._finder, self]:
-            raise ValueError(
-                "The LRFinder of CyclicalLR must stand before it in the same Trainer: "
-                "`callbacks=[finder, cycles]`."
-            )
 
     def _resolved_cycle(self, trainer: Trainer) -> Cycle:
         base_lr, max_lr = self.base_lr, self.max_lr

@@ -13,7 +13,12 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
-from lightning_lth import CyclicalLR, IterativeMagnitudePruning, LRFinder
+from lightning_lth import (
+    CyclicalLR,
+    HyperparameterFinder,
+    IterativeMagnitudePruning,
+    LRFinder,
+)
 from tests.callbacks.modules import Classifier, assert_equal, loader, trainer, weights
 
 
@@ -273,6 +278,25 @@ def test_the_range_test_must_come_first() -> None:
     for callbacks in ((cycles, finder), (cycles,)):
         with pytest.raises(ValueError, match=r"`callbacks=\[finder, cycles\]`"):
             fit(*callbacks)
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_two_that_set_the_same_are_refused_in_any_order(is_first: bool) -> None:
+    cycles = CyclicalLR(0.1, 0.4, step_size=3, base_momentum=0.5, max_momentum=0.9)
+    values = (0.2, 0.5)
+    for other, message in (
+        (LRFinder(1e-3, 10, 20), "LRFinder and CyclicalLR would both set the learning rate"),
+        (
+            HyperparameterFinder("momentum", values, steps_per_value=3),
+            "HyperparameterFinder and CyclicalLR would both set the momentum",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fit(*((other, cycles) if is_first else (cycles, other)))
+    fit(cycles, HyperparameterFinder("weight_decay", values, steps_per_value=3))
+    fit(cycles, HyperparameterFinder("momentum", values, steps_per_value=3, apply=False))
+    rates_alone = CyclicalLR(0.1, 0.4, step_size=3)
+    fit(rates_alone, HyperparameterFinder("momentum", values, steps_per_value=3))
 
 
 def test_the_schedule_can_be_seen_before_training() -> None:

@@ -83,6 +83,7 @@ def test_a_study_keeps_every_training_with_its_ladder(
         assert any(path.name.startswith("events.out") for path in folder.rglob("*"))
         assert not (folder / "resume.ckpt").exists()
     assert pd.read_csv(study / "rounds.csv").equals(pd.read_parquet(study / "rounds.parquet"))
+    assert load_study(study / "study.yaml").settings == load_study(tiny.config()).settings
 
 
 def test_the_early_stop_iteration_is_that_of_the_least_validation_loss(
@@ -189,6 +190,15 @@ def test_the_callers_state_is_left_alone(tmp_path: Path) -> None:
     assert before[1:] == (torch.get_num_threads(), dict(os.environ))
 
 
+def test_trials_train_with_as_many_threads_as_the_study_says(tmp_path: Path) -> None:
+    model = {"class_path": "tests.study.tiny.CountsThreads"}
+    arms = {"winning_ticket": tiny.iterative(rounds=1)}
+    tables = run_study(
+        load_study(tiny.config(seeds=[0], threads=3, model=model, arms=arms)), tmp_path
+    )
+    assert tables["curves"]["num_threads"].unique().tolist() == [3]
+
+
 def test_finished_trials_are_not_run_again_and_arms_may_be_added(copy: Path) -> None:
     marks = {path: path.stat().st_mtime_ns for path in copy.rglob("tickets/*")}
     assert len(marks) == 6
@@ -272,6 +282,7 @@ def test_a_failing_trial_is_named_and_others_are_kept(copy: Path) -> None:
     kept = _files(copy)
     arms = {"winning_ticket": tiny.iterative(), "again": tiny.control(rounds=[1])}
     ticket.write_bytes(ticket.read_bytes()[:-9])
+    (copy / "rounds.csv").unlink()
     with pytest.raises(RuntimeError, match=r"trial 'again, seed 0, round 1' failed: .*round_01"):
         run_study(load_study(tiny.config(arms=arms)), copy)
     ticket.write_bytes(content)

@@ -38,6 +38,14 @@ class Net(LightningModule):
         return torch.optim.Adam(self.parameters(), lr=0.02)
 
 
+class CountsThreads(Net):
+    """Logs how many threads torch uses."""
+
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        super().validation_step(batch, batch_idx)
+        self.log("num_threads", float(torch.get_num_threads()))
+
+
 class Data(LightningDataModule):
     """48 shuffled training samples in batches of 8, 24 for validation, 24 for the test."""
 
