@@ -78,9 +78,9 @@ def read_file(path: Path, *, kind: str = "ticket") -> tuple[dict[str, Tensor], s
         with safetensors.safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             metadata = file.metadata() or {}
-    except safetensors.SafetensorError as error:
+    except (safetensors.SafetensorError, TypeError) as error:  # torch, if a size is none of its
         raise ValueError(
-            f"'{path}' is no safetensors file, or it is damaged or cut off: {error}."
+            f"'{path}' is no safetensors file, or it is damaged or cut off: {_first_line(error)}."
         ) from error
     _check_metadata(path, tensors, metadata, kind)
     return tensors, metadata["description"]
@@ -101,3 +101,8 @@ def _check_metadata(
         tensors, metadata["description"]
     ):
         raise ValueError(f"The {kind} in '{path}' is damaged: its checksum does not match.")
+
+
+def _first_line(error: Exception) -> str:
+    """What torch says, without the C++ frames below it."""
+    return str(error).partition("\n")[0]

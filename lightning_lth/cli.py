@@ -103,14 +103,17 @@ def _transfer_parser() -> ArgumentParser:
 
 def _with_named_config(arguments: Sequence[str]) -> list[str]:
     """``study run CONFIG`` as ``study run --config PATH``, which jsonargparse understands."""
+    from lightning_lth.study.reading import read_config
     from lightning_lth.study.settings import find_config
 
     given = list(arguments)
     if given[:2] != ["study", "run"] or len(given) < 3 or given[2].startswith("-"):
         return given
     try:
-        return ["study", "run", "--config", str(find_config(given[2])), *given[3:]]
-    except FileNotFoundError as error:
+        path = find_config(given[2])
+        read_config(path)  # jsonargparse would write out all aliases, however many
+        return ["study", "run", "--config", str(path), *given[3:]]
+    except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
 
 
@@ -137,12 +140,20 @@ def _demo(parsed: Namespace) -> None:
 def _run_and_report(study: Any, folder: str | None, jobs: int | None) -> None:
     from lightning_lth.study import processes, run_study
 
-    folder = folder or str(Path("results", study.name.lower().replace(" ", "_")))
+    folder = folder or _default_folder(study.name)
     if processes.launched() is None:
         jobs = jobs or max(1, (os.cpu_count() or 1) // study.threads)
     run_study(study, folder, num_jobs=jobs)
     if processes.is_writer():
         _report_on(folder)
+
+
+def _default_folder(name: str) -> str:
+    from lightning_lth.study.design import check_folder_name
+
+    name = name.lower().replace(" ", "_")
+    check_folder_name("Without `--dir`, the `name` of the study", name)
+    return str(Path("results", name))
 
 
 def _report(parsed: Namespace) -> None:
@@ -173,7 +184,12 @@ def _describe(ticket: Ticket) -> str:
         f"{density:>8.2%} left of {name}: {remaining[name]:,} of {ticket.masks[name].numel():,}"
         for name, density in ticket.masks.densities().items()
     ]
-    return "\n".join(lines)
+    return "\n".join(map(_printable, lines))
+
+
+def _printable(line: str) -> str:
+    """Names in a file may hold anything, such as codes that rewrite a terminal."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in line)
 
 
 def _transfer(parsed: Namespace) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from functools import partial
 from importlib.util import find_spec
+from io import BytesIO
 from typing import TYPE_CHECKING
 
 from lightning_utilities.core.rank_zero import rank_zero_only
 
+from lightning_lth._files import write_whole
 from lightning_lth.callbacks._tensorboard import (
     Lines,
     add_charts,
@@ -134,5 +136,6 @@ def log_range_test(
 
 @rank_zero_only
 def _save_range_test(test: RangeTest, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    range_test_figures.range_test(test).savefig(path)
+    picture = BytesIO()
+    range_test_figures.range_test(test).savefig(picture, format="png")
+    write_whole(path, picture.getvalue())

@@ -44,11 +44,16 @@ def observe(trainer: Trainer, state: PruningState, monitor: str, mode: str) -> N
 def finish_round(
     trainer: Trainer, state: PruningState, monitor: str | None, folder: str | Path | None
 ) -> None:
-    """Add the record of a round that has just ended; write its ticket."""
-    state.history.append(_record(trainer, state))
+    """Write the ticket of a round that has just ended; then add its record.
+
+    In this order, a checkpoint that is saved because the write failed does not say that the round
+    is over.
+    """
+    record = _record(trainer, state)
     if not _trainer.is_fast_dev_run(trainer):
         _warn_if_not_logged(state, monitor)
         _save_ticket(trainer, state, folder)
+    state.history.append(record)
 
 
 def _record(trainer: Trainer, state: PruningState) -> RoundRecord:

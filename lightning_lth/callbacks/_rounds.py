@@ -129,6 +129,21 @@ def restart_data(trainer: Trainer, position: Position, *, skip: bool, sampler_ep
             next(fetcher.iterator)
 
 
+def call_at_next_epoch(trainer: Trainer, function: Callable[[], None]) -> None:
+    """Call a function when Lightning has told samplers the next epoch, before the first batch.
+
+    For a training that goes on inside an epoch, where Lightning calls no ``on_train_epoch_start``.
+    """
+    epoch_loop = trainer.fit_loop.epoch_loop
+
+    def reset() -> None:
+        del epoch_loop.reset
+        function()
+        epoch_loop.reset()
+
+    epoch_loop.reset = reset  # type: ignore[method-assign]
+
+
 def set_sampler_epoch(trainer: Trainer, epoch: int) -> None:
     """Tell every sampler that shuffles by epoch which epoch this is, as Lightning itself does."""
     for loader in train_dataloaders(trainer):
@@ -139,9 +154,11 @@ def num_epochs(trainer: Trainer) -> int:
     """Epochs of the present training, one that was cut short included.
 
     After a training that is ``trainer.current_epoch``, except in a fit that resumed from a
-    checkpoint of the last epoch and had nothing left to train.
+    checkpoint of the last epoch and had nothing left to train. Resumed from the last batch of an
+    epoch, Lightning does not count the next one as started.
     """
-    return int(trainer.fit_loop.epoch_progress.current.started)  # type: ignore[attr-defined]
+    epochs = trainer.fit_loop.epoch_progress.current
+    return int(max(epochs.started, epochs.processed))  # type: ignore[attr-defined]
 
 
 def is_stopping(trainer: Trainer) -> bool:

@@ -254,6 +254,8 @@ class IterativeMagnitudePruning(Callback):
         if self.round > 0:
             keeper.hold_(self.masks)
             self._rewinding.rest_schedulers(trainer)
+            continue_order = partial(self._rewinding.continue_data_order, trainer, self._state)
+            _rounds.call_at_next_epoch(trainer, continue_order)
         return keeper
 
     def _masked_parameters(self, module: LightningModule) -> dict[str, Parameter]:

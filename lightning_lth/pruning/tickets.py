@@ -274,5 +274,11 @@ def _parse(tensors: Mapping[str, Tensor], text: str) -> Ticket:
     )
     if described["fingerprint"] != ticket.fingerprint:
         raise ValueError("The architecture's fingerprint does not match the weights.")
-    object.__setattr__(ticket, "versions", dict(described["versions"]))
+    object.__setattr__(ticket, "versions", _versions(described["versions"]))
     return ticket
+
+
+def _versions(described: object) -> dict[str, str]:
+    if not isinstance(described, dict) or not all(isinstance(v, str) for v in described.values()):
+        raise TypeError(f"The versions must be a text for each library, got {described!r}.")
+    return described

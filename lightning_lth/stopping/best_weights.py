@@ -78,10 +78,15 @@ class BestWeights:
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If the file is another one, or damaged.
+            IsADirectoryError: If ``path`` is a folder.
+            ValueError: If the file is another one, damaged, or its content is not valid.
         """
         tensors, description = read_file(path, kind=_KIND)
-        return cls(**json.loads(description), tensors=tensors)
+        try:
+            step, value = _parse(description)
+        except (KeyError, RecursionError, TypeError, ValueError) as error:
+            raise ValueError(f"The best-weights in '{path}' are not valid: {error!r}.") from error
+        return cls(step, value, tensors)
 
     def state_dict(self) -> dict[str, Any]:
         """Step, value and tensors."""
@@ -91,3 +96,13 @@ class BestWeights:
 def _tensors(module: Module) -> dict[str, Tensor]:
     """Parameters and buffers by name; tied ones once."""
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+def _parse(description: str) -> tuple[int, float]:
+    described = json.loads(description)
+    step, value = described["step"], described["value"]
+    if type(step) is not int or step < 0:
+        raise ValueError(f"`step` must be an integer of at least 0, got {step!r}.")
+    if type(value) not in (int, float):
+        raise TypeError(f"`value` must be a number, got {value!r}.")
+    return step, value

@@ -70,6 +70,9 @@ class IterativePruning(Arm):
         return replace(ladder, **own)
 
 
+_MOST_DRAWS = 1000
+
+
 @final
 @dataclass(frozen=True, kw_only=True)
 class Control(Arm):
@@ -99,6 +102,11 @@ class Control(Arm):
     weights: Literal["same", "reinitialized", "same_signs", "signed_constant"] = "same"
     rounds: list[int] | None = None
     draws: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse what is no number of trainings."""
+        if not 1 <= self.draws <= _MOST_DRAWS:
+            raise ValueError(f"`draws` must be in [1, {_MOST_DRAWS}], got {self.draws}.")
 
     @property
     def source(self) -> str:

@@ -28,6 +28,8 @@ def check_design(study: Study) -> None:
         ValueError: With the reason.
     """
     _check_seeds(study.seeds)
+    if not study.arms:
+        raise ValueError("`arms` must have at least one arm, got none. Name one in the config.")
     for name in study.arms:
         _check_source(study, name)
         study.arms[name].check(study.pruning)

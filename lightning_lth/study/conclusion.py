@@ -36,18 +36,18 @@ def conclude(folder: str | os.PathLike[str]) -> Conclusion:
 
     Raises:
         FileNotFoundError: If the folder is not that of a study.
-        ValueError: If it holds no finished training yet.
+        ValueError: If it holds no finished training yet, or a file that is damaged.
     """
     folder = Path(folder)
     settings = records.read_settings(folder)
-    study = parse_study(settings)
+    study = parse_study(settings, source=folder / "study.yaml")
     tables = records.merge(folder, [job.path for job in all_jobs(study)])
     if tables["rounds"].empty:
         raise ValueError(f"'{folder}' holds no finished training yet; there is nothing to report.")
     results = Results(
         name=study.name,
         **tables,
-        config=(folder / "study.yaml").read_text(),
+        config=(folder / "study.yaml").read_text(encoding="utf-8"),
         environments=records.read_sessions(folder),
         command=f"lightning-lth study run {folder / 'study.yaml'} --dir NEW_FOLDER",
     )

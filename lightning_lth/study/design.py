@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 Settings = dict[str, Any]
 """The plain form of a config: dictionaries, lists, numbers and strings alone."""
 
+MOST_ROUNDS = 1000
+"""Of a ladder. With a fifth pruned in each, no network keeps a weight for so long."""
+
+_MOST_THREADS = 1024
+_MOST_BYTES = 200  # file systems allow 255
+
 
 @final
 @dataclass(frozen=True)
@@ -46,6 +52,10 @@ class Ladder:
         """Refuse what no pruning could do."""
         if self.rounds < 1:
             raise ValueError(f"`rounds` must be at least 1, got {self.rounds}.")
+        if self.rounds > MOST_ROUNDS:
+            raise ValueError(
+                f"`rounds` must be at most {MOST_ROUNDS}, got {self.rounds}. Prune more in each."
+            )
         for name, share in {"fraction": self.fraction, **(self.fractions or {})}.items():
             if not 0 <= share < 1:
                 raise ValueError(
@@ -103,6 +113,9 @@ class Study:
         measures: Which metrics count.
         claims: What the study is to decide.
         threads: CPU threads of each trial. It is part of the protocol, since sums depend on it.
+
+    Raises:
+        ValueError: If a seed is out of range, or a name could lead out of the study's folder.
     """
 
     name: str
@@ -113,3 +126,29 @@ class Study:
     measures: Measures = field(default_factory=Measures)
     claims: list[Claim] = field(default_factory=list)
     threads: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse what could not be written to a folder, or not be seeded with."""
+        if not isinstance(self.name, str):
+            raise ValueError(f"`name` must be a text, got {self.name!r}.")
+        if not isinstance(self.threads, int) or not 1 <= self.threads <= _MOST_THREADS:
+            raise ValueError(f"`threads` must be in [1, {_MOST_THREADS}], got {self.threads}.")
+        for seed in self.seeds:
+            if not 0 <= seed < 2**32:
+                raise ValueError(f"`seeds` must be in [0, 2**32), as NumPy's are, got {seed}.")
+        for name in self.arms:
+            check_folder_name("The name of an arm", name)
+
+
+def check_folder_name(what: str, name: str) -> None:
+    """Refuse a name that is no folder directly below another.
+
+    Raises:
+        ValueError: With the name.
+    """
+    is_one = name not in ("", ".", "..") and not {"/", "\\"} & set(name) and name.isprintable()
+    if not is_one or len(name.encode()) > _MOST_BYTES:
+        raise ValueError(
+            f"{what} must be the name of a folder, without '/', '\\' and control characters, not "
+            f"'.' or '..', of 1 to {_MOST_BYTES} bytes, got {name!r}. Use letters, digits and '_'."
+        )

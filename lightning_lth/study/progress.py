@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Sequence
+from math import inf
 from pathlib import Path
 from types import TracebackType
 from typing import final
@@ -19,8 +19,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from lightning_lth.study.design import Study
+from lightning_lth.study.design import MOST_ROUNDS, Study
 from lightning_lth.study.jobs import Job
+from lightning_lth.study.reading import read_json
 from lightning_lth.study.records import JobFolder
 
 _SECONDS_BETWEEN_LOOKS = 1.0
@@ -49,13 +50,13 @@ class StudyProgress:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._display = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),  # a name may have brackets
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("trainings"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[now]}"),
+            TextColumn("{task.fields[now]}", markup=False),
             console=self._console,
         )
         self._task = self._display.add_task(
@@ -110,8 +111,10 @@ def num_trainings(study: Study, job: Job) -> int:
 
 
 def _read_note(path: Path) -> tuple[int, float] | None:
+    """Round and share of it; ``None`` if there is no note, or a damaged one."""
     try:
-        note = json.loads(path.read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+        note = read_json(path)
+        round, fraction = int(note["round"]), float(note["fraction"])
+    except (ArithmeticError, FileNotFoundError, LookupError, TypeError, ValueError):
         return None
-    return int(note["round"]), float(note["fraction"])
+    return (round, fraction) if 0 <= round <= MOST_ROUNDS and 0 <= fraction < inf else None

@@ -19,7 +19,8 @@ the study are put together from them.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any, final
@@ -30,9 +31,9 @@ import yaml  # type: ignore[import-untyped]
 from lightning_lth import _files
 from lightning_lth.study import processes
 from lightning_lth.study.design import Settings
+from lightning_lth.study.reading import read_config, read_json, read_table
 
 TABLES = ("rounds", "curves", "layers", "stability")
-_ORDER = ["arm", "seed", "draw", "round"]
 
 
 @final
@@ -68,21 +69,34 @@ class JobFolder:
     def fingerprint(self) -> str | None:
         """Of the settings that the finished job ran with; ``None`` if it is not finished."""
         try:
-            done: dict[str, Any] = json.loads((self.path / "done.json").read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
+            done = read_json(self.path / "done.json")
+        except (FileNotFoundError, ValueError):
             return None
-        return str(done["fingerprint"])
+        mark = done.get("fingerprint") if isinstance(done, dict) else None
+        return mark if isinstance(mark, str) and mark else None
 
     def started_with(self) -> str | None:
         """Of the settings that the job was begun with; ``None`` if it was not."""
         try:
-            return (self.path / "started").read_text()
+            return (self.path / "started").read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
             return None
 
     def start(self, fingerprint: str) -> None:
         """Note with which settings the job begins."""
         write_whole(self.path / "started", fingerprint.encode())
+
+    @contextmanager
+    def next_checkpoint(self) -> Iterator[Path]:
+        """Where to write the next checkpoint; it takes the place of the last when it is whole.
+
+        Lightning writes to the temporary folder and moves the file from there. Between two file
+        systems that is a copy, which may be cut off.
+        """
+        with _files.errors_name(self.checkpoint):
+            yield self._partial_checkpoint
+            if processes.is_writer():
+                _files.rename_whole(self._partial_checkpoint, self.checkpoint)
 
     def finish(self, tables: Mapping[str, Sequence[Mapping[str, Any]]], fingerprint: str) -> None:
         """Write the tables, then the mark that all is there."""
@@ -91,13 +105,22 @@ class JobFolder:
                 write_table(self.path / name, pd.DataFrame(list(rows)), csv=False)
         write_whole(self.path / "done.json", json.dumps({"fingerprint": fingerprint}).encode())
         if processes.is_writer():
-            self.checkpoint.unlink(missing_ok=True)
+            for path in (self.checkpoint, self._partial_checkpoint):
+                path.unlink(missing_ok=True)
             self.progress.unlink(missing_ok=True)
 
     def table(self, name: str) -> pd.DataFrame | None:
-        """One of the tables; ``None`` if the job has none of that name."""
+        """One of the tables; ``None`` if the job has none of that name.
+
+        Raises:
+            ValueError: If it is damaged.
+        """
         path = self.path / f"{name}.parquet"
-        return pd.read_parquet(path) if path.is_file() else None
+        return read_table(path) if path.is_file() else None
+
+    @property
+    def _partial_checkpoint(self) -> Path:
+        return self.path / ".resume.ckpt.partial"
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -137,10 +160,22 @@ def merge(folder: Path, jobs: Sequence[Path]) -> dict[str, pd.DataFrame]:
 
 
 def read_sessions(folder: Path) -> list[dict[str, str]]:
-    """What is known of each session that worked on a study, oldest first."""
+    """What is known of each session that worked on a study, oldest first.
+
+    Raises:
+        ValueError: If the file is damaged.
+    """
     path = folder / "sessions.json"
-    sessions: list[dict[str, str]] = json.loads(path.read_text()) if path.is_file() else []
+    sessions = read_json(path) if path.is_file() else []
+    if not isinstance(sessions, list) or not all(map(_is_session, sessions)):
+        raise ValueError(
+            f"'{path}' must hold a list of sessions with texts by name. Restore it, or delete it."
+        )
     return sessions
+
+
+def _is_session(session: object) -> bool:
+    return isinstance(session, dict) and all(isinstance(text, str) for text in session.values())
 
 
 def add_session(folder: Path, session: Mapping[str, str]) -> None:
@@ -159,6 +194,7 @@ def read_settings(folder: Path) -> Settings:
 
     Raises:
         FileNotFoundError: If the folder is not that of a study.
+        ValueError: If its config is damaged.
     """
     path = folder / "study.yaml"
     if not path.is_file():
@@ -166,5 +202,4 @@ def read_settings(folder: Path) -> Settings:
             f"'{folder}' is not the folder of a study: it has no study.yaml. "
             "Give the folder that `lightning-lth study run` wrote to."
         )
-    settings: Settings = yaml.safe_load(path.read_text())
-    return settings
+    return read_config(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -22,6 +23,7 @@ from lightning_lth.study import arms, stability  # noqa: F401  # for short names
 from lightning_lth.study.arm import Arm
 from lightning_lth.study.claims import Claim
 from lightning_lth.study.design import Ladder, Measures, Settings, Study
+from lightning_lth.study.reading import read_config
 
 _CONFIGS = Path(__file__).parent / "configs"
 _OURS = {
@@ -83,7 +85,8 @@ def load_study(config: str | os.PathLike[str] | Mapping[str, Any], **changes: An
     """
     if isinstance(config, Mapping):
         return parse_study({**config, **changes})
-    return parse_study({**_read(find_config(config)), **changes})
+    path = find_config(config)
+    return parse_study({**read_config(path), **changes}, source=path)
 
 
 def shipped_configs() -> list[str]:
@@ -108,16 +111,23 @@ def find_config(config: str | os.PathLike[str]) -> Path:
     raise FileNotFoundError(f"No config file {str(config)!r}.{hint} Shipped: {', '.join(names)}.")
 
 
-def parse_study(config: Mapping[str, Any]) -> Study:
+def parse_study(config: Mapping[str, Any], *, source: Path | None = None) -> Study:
     """A study from the content of a config, or from one that was resolved before.
+
+    Args:
+        config: The content.
+        source: The file that it is from, for the error.
 
     Raises:
         ValueError: If it is not valid; says which key.
     """
     parser = study_parser(exit_on_error=False)
     try:
+        if "config" in config:
+            raise ValueError("A config cannot name another `config`. Copy its keys here.")
         parsed = parser.parse_object(copy.deepcopy(dict(config)))
         settings = yaml.safe_load(parser.dump(parsed, skip_unset=False))
+        _check_plain(settings)
         return Study(
             name=settings["name"],
             seeds=settings["seeds"],
@@ -126,10 +136,11 @@ def parse_study(config: Mapping[str, Any]) -> Study:
             pruning=build(Ladder, settings["pruning"]),
             measures=build(Measures, settings["measures"]),
             arms=build(dict[str, Arm], settings["arms"]),
-            claims=build(list[Claim], settings["claims"]),
+            claims=build(list[Claim], settings["claims"] or []),
         )
-    except (ArgumentError, TypeError, ValueError) as error:
-        raise ValueError(f"The config is not valid. {error}") from error
+    except (ArgumentError, RecursionError, TypeError, ValueError) as error:
+        where = "" if source is None else f" '{source}'"
+        raise ValueError(f"The config{where} is not valid. {error}") from error
 
 
 def parse_namespace(parsed: Namespace) -> Study:
@@ -176,11 +187,15 @@ def with_changes(settings: Settings, changes: Mapping[str, Any]) -> Settings:
     return merged
 
 
-def _read(path: Path) -> Settings:
-    content: Any = yaml.safe_load(path.read_text())
-    if not isinstance(content, dict):
-        raise ValueError(f"'{path}' must hold keys and values, got {type(content).__name__}.")
-    return dict(content)
+def _check_plain(settings: Settings) -> None:
+    """Refuse what no hash can be taken of, such as bytes."""
+    try:
+        json.dumps(settings, sort_keys=True, ensure_ascii=False).encode()
+    except (RecursionError, TypeError, ValueError) as error:
+        raise ValueError(
+            "It must be made of lists, texts, numbers and keys that are texts: "
+            f"{error}. Put others in quotes."
+        ) from error
 
 
 def _merged(base: Any, changes: Any) -> Any:

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from lightning_lth.study.trial import Trial
 
 
+_MOST = 1000
+
+
 @final
 @dataclass(frozen=True, kw_only=True)
 class Stability(Arm):
@@ -52,9 +55,9 @@ class Stability(Arm):
 
     def __post_init__(self) -> None:
         """Refuse what leaves nothing to compare."""
-        if self.orders < 2 or self.points < 3:
+        if not 2 <= self.orders <= _MOST or not 3 <= self.points <= _MOST:
             raise ValueError(
-                "`orders` must be at least 2 and `points` at least 3, "
+                f"`orders` must be in [2, {_MOST}] and `points` in [3, {_MOST}], "
                 f"got {self.orders} and {self.points}."
             )
 

@@ -280,7 +280,8 @@ class Trial:
             end = BestWeights.of(trainer.lightning_module, step=trainer.global_step, value=0.0)
             end.save(self.folder.trained(round))
         if self._resumes:
-            trainer.save_checkpoint(self.folder.checkpoint)
+            with self.folder.next_checkpoint() as path:
+                trainer.save_checkpoint(path)
 
     def _keep(self, recorder: Recorder) -> None:
         self.tables["rounds"] += recorder.rounds

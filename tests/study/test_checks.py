@@ -10,6 +10,12 @@ import pytest
 from lightning_lth.study import load_study, run_study
 from tests.study import tiny
 
+
+def _stability(**arguments: int) -> dict[str, Any]:
+    path = "lightning_lth.study.Stability"
+    return {"class_path": path, "init_args": {"of": "winning_ticket", **arguments}}
+
+
 NET, DATA = "tests.study.tiny.Net", "tests.study.tiny.Data"
 
 
@@ -27,6 +33,9 @@ NET, DATA = "tests.study.tiny.Net", "tests.study.tiny.Data"
         ({"arms": {"a": {"class_path": "IterativPruning"}}}, "IterativPruning"),
         ({"arms": {"a": tiny.iterative(rewind="weigths")}}, "weigths"),
         ({"arms": {"a": {"class_path": "Control"}}}, "required: of"),
+        ({"arms": {"a": tiny.control(draws=0)}}, r"`draws` must be in \[1, 1000\], got 0"),
+        ({"arms": {"a": _stability(orders=1)}}, r"`orders` must be in \[2, 1000\] .* got 1 and 30"),
+        ({"arms": {"a": _stability(points=2)}}, r"`points` in \[3, 1000\], got 2 and 2"),
         (
             {
                 "arms": {
