@@ -54,7 +54,7 @@ def fit(name: str, folder: Path) -> dict[str, Any]:
         max_time="00:01:00:00",
         callbacks=[
             Initializer(seed=3),
-            LRFinder(1e-3, 1, 16),
+            LRFinder(1e-3, 1, 16, apply=False),
             CyclicalLR(0.05, 0.2, step_size=4),
             stopping,
             LayerStatsMonitor(2, activations=True),

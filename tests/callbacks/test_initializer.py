@@ -243,15 +243,26 @@ def test_a_stream_cannot_do_for_data_driven_schemes() -> None:
         start(Classifier(), Initializer("lsuv"), train=DataLoader(Stream(), batch_size=8))
 
 
-def test_a_training_step_that_cannot_be_tried_out_gives_a_warning() -> None:
-    class Needy(Classifier):
-        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
-            assert self.trainer.max_epochs == 1  # the copy has no Trainer
-            return super().training_step(batch, batch_idx)
+class Needy(Classifier):
+    """Looks at its Trainer in each training step."""
 
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        assert self.trainer.max_epochs == 1
+        return super().training_step(batch, batch_idx)
+
+
+def test_a_training_step_may_look_at_the_trainer() -> None:
     initializer = Initializer(seed=0)
+    start(Needy(), initializer)
+    assert initializer.report["net.0.weight"].activation == "relu"
+
+
+def test_a_training_step_that_cannot_be_tried_out_gives_a_warning() -> None:
+    """In manual optimization it would use the real optimizers, so the copy has no Trainer."""
+    initializer, module = Initializer(seed=0), Needy()
+    module.automatic_optimization = False
     with pytest.warns(UserWarning, match="could not try a training step"):
-        start(Needy(), initializer)
+        start(module, initializer)
     assert initializer.report["net.0.weight"].rule == "he"
 
 

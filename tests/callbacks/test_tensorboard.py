@@ -171,8 +171,11 @@ def test_a_writer_that_is_gone_leaves_nothing(tmp_path: Path) -> None:
 
 
 def search(folder: Path, *loggers: Any, momentum: float | None = None) -> Board:
-    """Two rounds of pruning with cycles between rates of a range test."""
-    finder = LRFinder(1e-3, 1.0, 12, suggestion="minimum")
+    """Two rounds of pruning with cycles, beside range tests."""
+    finder = LRFinder(1e-3, 1.0, 12, suggestion="minimum", apply=False)
+    momenta = HyperparameterFinder(
+        "momentum", [0.5, 0.9], steps_per_value=5, apply=momentum is None
+    )
     cycles = CyclicalLR(
         0.01,
         0.1,
@@ -182,7 +185,7 @@ def search(folder: Path, *loggers: Any, momentum: float | None = None) -> Board:
     )
     fit(
         finder,
-        HyperparameterFinder("momentum", [0.5, 0.9], steps_per_value=5),
+        momenta,
         cycles,
         LearningRateMonitor("step", log_momentum=True, log_weight_decay=True),
         IterativeMagnitudePruning(2),
