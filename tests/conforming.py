@@ -188,14 +188,3 @@ def silent(settings: dict[str, Any]) -> dict[str, Any]:
     )
     quiet |= {"accelerator": "cpu", "devices": 1, "num_sanity_val_steps": 0, "max_epochs": 2}
     return quiet | settings
-
-
-def same(first: Any, second: Any) -> bool:
-    """Whether two structures of tensors and numbers are equal, bit by bit."""
-    if isinstance(first, Tensor):
-        return torch.equal(first, second)
-    if isinstance(first, dict):
-        return first.keys() == second.keys() and all(same(first[k], second[k]) for k in first)
-    if isinstance(first, list | tuple):
-        return len(first) == len(second) and all(map(same, first, second))
-    return bool(first == second)

@@ -11,7 +11,6 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from torch import Tensor
 
 from lightning_lth import (
     CyclicalLR,
@@ -29,6 +28,7 @@ from lightning_lth.initialization import he, zeros
 from lightning_lth.stopping import Patience
 from tests.callbacks.modules import assert_equal, loader, trainer, weights
 from tests.conforming import MAKERS, MASKS, WATCHERS, Project
+from tests.contents import plain
 
 ARGUMENTS: dict[type[pl.Callback], dict[str, Any]] = {
     IterativeMagnitudePruning: {
@@ -150,27 +150,11 @@ def test_state_survives_being_saved_and_loaded(make: Callable[[], pl.Callback]) 
     trainer(callback, max_epochs=1).fit(Project(dropout=0), loader(), loader())
     twin = make()
     twin.load_state_dict(copy.deepcopy(callback.state_dict()))
-    assert_same(twin.state_dict(), callback.state_dict())
+    assert plain(twin.state_dict()) == plain(callback.state_dict())
 
 
 def assert_did_something(module: Project, **kwargs: Any) -> None:
     """A fit without the callback ends in other weights."""
-    plain = Project(dropout=0)
-    trainer(max_epochs=1, **kwargs).fit(plain, loader(), loader())
-    assert not torch.equal(plain.net[0].weight, module.net[0].weight)
-
-
-def assert_same(first: Any, second: Any) -> None:
-    """Equal, with tensors compared by value."""
-    assert type(first) is type(second)
-    if isinstance(first, Tensor):
-        assert torch.equal(first, second)
-    elif isinstance(first, dict):
-        assert first.keys() == second.keys()
-        for key in first:
-            assert_same(first[key], second[key])
-    elif isinstance(first, list | tuple):
-        for one, other in zip(first, second, strict=True):
-            assert_same(one, other)
-    else:
-        assert first == second
+    other = Project(dropout=0)
+    trainer(max_epochs=1, **kwargs).fit(other, loader(), loader())
+    assert not torch.equal(other.net[0].weight, module.net[0].weight)

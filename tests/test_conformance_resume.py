@@ -13,7 +13,8 @@ import torch
 
 from tests.callbacks.modules import loader
 from tests.callbacks.test_pruning_resume import ResumableLoader, SaveAll
-from tests.conforming import MAKERS, Project, combination, same, silent
+from tests.conforming import MAKERS, Project, combination, silent
+from tests.contents import plain
 
 pytestmark = pytest.mark.filterwarnings("ignore:BatchNorm 'net.1' is evaluated after")
 Callbacks = Callable[[], Sequence[pl.Callback]]
@@ -60,7 +61,7 @@ def check_all(make: Callbacks, folder: Path, *, every: int) -> int:
     checkpoints = sorted(folder.iterdir())
     for checkpoint in checkpoints[::every]:
         resumed = run(*make(), checkpoint=checkpoint)
-        assert same(resumed, uninterrupted), checkpoint.name
+        assert plain(resumed) == plain(uninterrupted), checkpoint.name
     return len(checkpoints)
 
 

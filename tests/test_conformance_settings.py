@@ -31,6 +31,7 @@ from tests.conforming import (
     loggers,
     silent,
 )
+from tests.contents import plain
 
 every_setting = pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
 pytestmark = [
@@ -68,36 +69,21 @@ def everything(fitter: pl.Trainer, module: Project) -> dict[str, Any]:
     }
 
 
-def assert_same(first: Any, second: Any) -> None:
-    if isinstance(first, Tensor):
-        assert torch.equal(first, second)
-    elif isinstance(first, dict):
-        assert first.keys() == second.keys()
-        for key in first:
-            assert_same(first[key], second[key])
-    elif isinstance(first, list | tuple):
-        assert len(first) == len(second)
-        for one, other in zip(first, second, strict=True):
-            assert_same(one, other)
-    else:
-        assert first == second
-
-
 @every_setting
 def test_all_watchers_together_change_nothing(setting: Setting) -> None:
-    plain = everything(*fit(setting))
+    alone = everything(*fit(setting))
     watched = everything(*fit(setting, *(make() for make in PASSIVE.values())))
-    assert_same(watched, plain)
+    assert plain(watched) == plain(alone)
 
 
 @pytest.mark.parametrize("make", PASSIVE.values(), ids=PASSIVE)
 def test_a_watcher_changes_nothing(make: Any, tmp_path: Path) -> None:
     setting = SETTINGS["shuffled"]
-    plain = everything(*fit(setting, logger=loggers(tmp_path / "plain"), log_every_n_steps=1))
+    alone = everything(*fit(setting, logger=loggers(tmp_path / "plain"), log_every_n_steps=1))
     callback = make()
     logger = loggers(tmp_path / "watched")
     watched = everything(*fit(setting, callback, logger=logger, log_every_n_steps=1))
-    assert_same(watched, plain)
+    assert plain(watched) == plain(alone)
     assert users_rows(tmp_path / "watched") == users_rows(tmp_path / "plain")
 
 
@@ -152,9 +138,8 @@ def test_a_round_is_the_training_of_its_ticket(setting: Setting, tmp_path: Path)
         assert_equal(rounds.weights[record.round], ends.weights[0])
         assert rounds.rates[record.round] == ends.rates[0]
         assert record.steps == fitter.global_step
-        assert_same(
-            [one.value for one in stopping.rounds[record.round]],
-            [one.value for one in watcher.validations],
+        assert plain([one.value for one in stopping.rounds[record.round]]) == plain(
+            [one.value for one in watcher.validations]
         )
 
 
@@ -201,4 +186,4 @@ def test_any_order_of_the_callbacks_gives_the_same_or_is_refused(tmp_path: Path)
         )
     assert len(seen) == 6
     for other in seen[1:]:
-        assert_same(other, seen[0])
+        assert plain(other) == plain(seen[0])

@@ -18,10 +18,10 @@ from tests.callbacks.test_pruning import one_cycle, warm_up
 
 
 class ResumableLoader(torch.utils.data.DataLoader[Any]):
-    """Unshuffled, and knows which batch is next; Lightning saves and restores such a loader."""
+    """Knows which batch is next; Lightning saves and restores such a loader."""
 
-    def __init__(self) -> None:
-        super().__init__(data(), batch_size=8)
+    def __init__(self, dataset: Any = None, **options: Any) -> None:
+        super().__init__(data() if dataset is None else dataset, batch_size=8, **options)
         self.next_batch = 0
 
     def __iter__(self) -> Any:

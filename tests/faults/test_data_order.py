@@ -2,39 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+from torch.utils.data import DistributedSampler, TensorDataset
 
 from lightning_lth import IterativeMagnitudePruning
 from tests.callbacks.modules import Classifier, data, loader, trainer
+from tests.callbacks.test_pruning_resume import ResumableLoader
 
 
-class Shuffled(DataLoader[Any]):
-    """Shuffles by epoch, with the positions of the examples, and goes on with the next batch."""
+class Shuffled(ResumableLoader):
+    """Shuffles by epoch, with the positions of the examples."""
 
     def __init__(self) -> None:
         positions = TensorDataset(*data().tensors, torch.arange(48))
         sampler = DistributedSampler(positions, num_replicas=1, rank=0, shuffle=True)
-        super().__init__(positions, batch_size=8, sampler=sampler)
-        self.next_batch = 0
-
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        start, self.next_batch = self.next_batch, 0
-        for index, batch in enumerate(super().__iter__()):
-            if index >= start:
-                self.next_batch = (index + 1) % 6
-                yield batch
-
-    def state_dict(self) -> dict[str, int]:
-        return {"next_batch": self.next_batch}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.next_batch = state["next_batch"]
+        super().__init__(positions, sampler=sampler)
 
 
 class Order(pl.Callback):

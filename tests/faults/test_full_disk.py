@@ -15,8 +15,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_lth import IterativeMagnitudePruning, Ticket
 from tests.callbacks.modules import Classifier, loader, trainer
+from tests.contents import partial_files
 from tests.faults import test_killed_study, test_killed_training
-from tests.faults.contents import partial_files
 from tests.faults.lives import Habitat, Moment
 from tests.faults.reports import MARKS
 

@@ -13,7 +13,7 @@ import torch
 from lightning_lth import Ticket
 from lightning_lth.stopping.best_weights import BestWeights
 from lightning_lth.study import load_study, run_study, trial
-from tests.faults.contents import contents, partial_files
+from tests.contents import contents, partial_files
 from tests.faults.lives import Habitat, Moment, Moments
 from tests.faults.reports import MARKS, SEED, told
 from tests.study import tiny

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lightning_lth import Ticket
-from tests.faults.contents import contents, partial_files, plain
+from tests.contents import contents, partial_files, plain
 from tests.faults.lives import Habitat, Moment, Moments
 from tests.faults.reports import MARKS, SEED, told
 from tests.faults.training import train

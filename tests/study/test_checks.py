@@ -55,14 +55,6 @@ def test_a_config_that_is_wrong_is_refused(changes: dict[str, Any], message: str
 
 
 UNITS = {"class_path": "OneShot", "init_args": {"of": "winning_ticket", "units": True}}
-CLAIM = {
-    "text": "",
-    "arm": "winning_ticket",
-    "round": 1,
-    "than_round": 0,
-    "measure": "early_stop_step",
-    "expect": "lower",
-}
 
 
 @pytest.mark.parametrize(
@@ -104,8 +96,8 @@ CLAIM = {
             {"trainer": {"accelerator": "cpu", "devices": 2, "max_steps": 3}},
             "the trainer has 2 devices.* .*`torchrun --nproc-per-node 2 -m",
         ),
-        ({"claims": [{**CLAIM, "arm": "winnig_ticket"}]}, "winnig_ticket"),
-        ({"claims": [{**CLAIM, "round": 9}]}, "9"),
+        ({"claims": [{**tiny.CLAIM, "arm": "winnig_ticket"}]}, "winnig_ticket"),
+        ({"claims": [{**tiny.CLAIM, "round": 9}]}, "9"),
         (
             {"arms": {"wide": tiny.iterative(changes={"modle": {}})}},
             r"`changes` may have the keys model, data, trainer, got \['modle'\]",

@@ -47,16 +47,8 @@ def test_results_of_an_arm_depend_on_its_own_settings() -> None:
 
 
 def test_results_do_not_depend_on_names_seeds_claims_and_other_arms() -> None:
-    claim = {
-        "text": "",
-        "arm": "winning_ticket",
-        "round": 1,
-        "than_round": 0,
-        "measure": "early_stop_step",
-        "expect": "lower",
-    }
     arms = {**ARMS, "another": tiny.control(masks="shuffled")}
-    assert fingerprints() == fingerprints(name="x", seeds=[7], claims=[claim], arms=arms)
+    assert fingerprints() == fingerprints(name="x", seeds=[7], claims=[tiny.CLAIM], arms=arms)
 
 
 def test_sources_come_before_what_starts_from_them() -> None:

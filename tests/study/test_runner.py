@@ -14,31 +14,18 @@ import pandas as pd
 import pytest
 import torch
 from distributed import Client, LocalCluster
-from safetensors import safe_open
 
 from lightning_lth import Ticket
 from lightning_lth.study import Study, load_study, run_study
 from lightning_lth.study.jobs import all_jobs
+from tests.contents import contents
 from tests.study import tiny
 
 ROOT = Path(__file__).parents[2]
 
 
 def _files(folder: Path) -> dict[str, object]:
-    """Contents by name: tables byte by byte; in tensor files the order of entries is left open."""
-    return {
-        str(path.relative_to(folder)): _content(path)
-        for path in sorted(folder.rglob("*"))
-        if path.suffix in (".csv", ".parquet", ".safetensors") and path.is_file()
-    }
-
-
-def _content(path: Path) -> object:
-    if path.suffix != ".safetensors":
-        return path.read_bytes()
-    with safe_open(path, "pt") as file:
-        tensors = {name: file.get_tensor(name).numpy().tobytes() for name in file.offset_keys()}
-        return tensors, file.metadata()
+    return contents(folder, ".csv", ".parquet", ".safetensors")
 
 
 @pytest.fixture(scope="module")

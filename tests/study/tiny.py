@@ -111,6 +111,16 @@ class DiesOnce(Data):
         return batch
 
 
+CLAIM = {
+    "text": "",
+    "arm": "winning_ticket",
+    "round": 1,
+    "than_round": 0,
+    "measure": "early_stop_step",
+    "expect": "lower",
+}
+
+
 def config(**changes: object) -> dict[str, object]:
     """Two seeds, two rounds that prune half, 12 steps for each training."""
     return {
