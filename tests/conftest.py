@@ -9,6 +9,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import hypothesis
@@ -16,6 +17,9 @@ import numpy as np
 import pytest
 import torch
 from lightning.fabric.utilities import registry
+
+from tests import distributed_combination, several_processes
+from tests.forked import run_ranks
 
 # Chosen by `--hypothesis-profile nightly`, or by the environment variable.
 hypothesis.settings.register_profile("quick", max_examples=100, deadline=None)
@@ -48,9 +52,10 @@ def fixed_seeds() -> None:
 
 @pytest.fixture(scope="session")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the checks of ``two_processes.py`` wrote, by name."""
+    """What the checks of ``several_processes.py`` wrote, by name; Lightning starts the second."""
     folder = tmp_path_factory.mktemp("two_processes")
-    script = Path(__file__).with_name("two_processes.py")
+    distributed_combination.fit(folder / "alone", 1)
+    script = Path(several_processes.__file__)
     done = subprocess.run(
         [sys.executable, str(script), str(folder)],
         env=os.environ | {"PYTHONPATH": str(script.parents[1]), "OMP_NUM_THREADS": "1"},
@@ -60,6 +65,16 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+@pytest.fixture(scope="session")
+def four_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the checks wrote in four."""
+    folder = tmp_path_factory.mktemp("four_processes")
+    distributed_combination.fit(folder / "alone", 1)
+    statuses = run_ranks(partial(several_processes.main, 4, folder), 4, folder)
+    assert statuses == [0] * 4, (folder / "output_0.txt").read_text()[-3000:]
     return folder
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors import safe_open
 
@@ -47,3 +48,12 @@ def plain(value: Any) -> Any:
 def partial_files(folder: Path) -> list[str]:
     """Names of files that a write has begun and not ended."""
     return sorted(str(one.relative_to(folder)) for one in folder.rglob(".*.partial"))
+
+
+def assert_rows_close(rows: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+    """Tables of one dictionary per row; numbers to within a thousandth."""
+    for row, other in zip(rows, expected, strict=True):
+        assert row.keys() == other.keys()
+        for name, value in row.items():
+            is_number = isinstance(value, float)
+            assert value == (pytest.approx(other[name], rel=1e-3) if is_number else other[name])

@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lightning_lth.callbacks import _rounds, _trainer
+from lightning_lth.callbacks import _ranks, _rounds, _trainer
 from lightning_lth.pruning.history import BestValue, RoundRecord, StopReason
 
 if TYPE_CHECKING:
@@ -26,16 +26,22 @@ def monitored(trainer: Trainer, monitor: str | None, mode: str) -> tuple[str, st
     return "val_loss", "min"
 
 
-def keep_metrics(trainer: Trainer, state: PruningState) -> None:
-    """Remember the latest metrics."""
+def keep_metrics(trainer: Trainer, state: PruningState, monitor: str) -> None:
+    """Remember the latest metrics.
+
+    Where ranks disagree on the monitored one, because it was logged without ``sync_dist``, their
+    mean counts.
+    """
     state.metrics = {
         name: float(value) for name, value in trainer.callback_metrics.items() if name != "round"
     }
+    if _ranks.all_have(trainer, monitor):
+        (state.metrics[monitor],) = _ranks.means(trainer, state.metrics[monitor])
 
 
 def observe(trainer: Trainer, state: PruningState, monitor: str, mode: str) -> None:
     """Remember the latest metrics, and whether the monitored one is the best of the round."""
-    keep_metrics(trainer, state)
+    keep_metrics(trainer, state, monitor)
     value = state.metrics.get(monitor)
     if value is not None and BestValue.is_better(value, state.best, mode):
         state.best = BestValue(monitor, value, trainer.global_step, dict(state.metrics))
@@ -57,9 +63,9 @@ def finish_round(
 
 
 def _record(trainer: Trainer, state: PruningState) -> RoundRecord:
-    """The record of a round that has just ended."""
+    """The record of a round that has just ended, the same on every rank."""
     assert state.masks is not None
-    best = state.best
+    best, metrics = _ranks.of_first(trainer, (state.best, state.metrics))
     return RoundRecord(
         round=state.round,
         density=state.masks.density,
@@ -71,7 +77,7 @@ def _record(trainer: Trainer, state: PruningState) -> RoundRecord:
         best_value=best.value if best is not None else None,
         best_step=best.step if best is not None else None,
         best_metrics=best.metrics if best is not None else {},
-        metrics=state.metrics,
+        metrics=metrics,
     )
 
 

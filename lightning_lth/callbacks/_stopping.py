@@ -6,9 +6,7 @@ import math
 import warnings
 from typing import TYPE_CHECKING
 
-import torch
-
-from lightning_lth.callbacks import _trainer
+from lightning_lth.callbacks import _ranks, _trainer
 from lightning_lth.callbacks._lightning import imported_lightning, lightning_of
 from lightning_lth.stopping import (
     AnyOf,
@@ -94,7 +92,7 @@ def is_logged(trainer: Trainer, monitor: str, *, strict: bool) -> bool:
     Raises:
         RuntimeError: If it has not, and ``strict`` is set.
     """
-    has = trainer.strategy.reduce_boolean_decision(monitor in trainer.callback_metrics, all=True)
+    has = _ranks.all_have(trainer, monitor)
     if strict and not has:
         raise RuntimeError(
             f"`monitor={monitor!r}` is not available at epoch {trainer.current_epoch}. "
@@ -112,15 +110,10 @@ def observed(trainer: Trainer, monitor: str, train_loss: float | None) -> Valida
     """
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     metrics.pop("round", None)
-    value = metrics[monitor]
-    if trainer.world_size > 1:
-        loss = math.nan if train_loss is None else train_loss
-        own = torch.tensor([value, loss], device=trainer.strategy.root_device)
-        values, losses = trainer.strategy.all_gather(own).view(-1, 2).T
-        is_same = bool((values == values[0]).all())
-        value = float(values[0] if is_same else values.mean())
-        train_loss = None if train_loss is None else float(losses.mean())
-        metrics = {**trainer.strategy.broadcast(metrics), monitor: value}
+    loss = math.nan if train_loss is None else train_loss
+    value, loss = _ranks.means(trainer, metrics[monitor], loss)
+    train_loss = None if train_loss is None else loss
+    metrics = {**_ranks.of_first(trainer, metrics), monitor: value}
     return Validation(trainer.global_step, trainer.current_epoch, value, train_loss, metrics)
 
 

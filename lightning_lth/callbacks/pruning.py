@@ -182,15 +182,16 @@ class IterativeMagnitudePruning(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record the metrics, and whether the monitored one is the best of the round."""
         if not trainer.sanity_checking and trainer.state.fn == "fit":
-            self._observe(trainer)
+            _recording.observe(trainer, self._state, *self._monitored(trainer))
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record the metrics of the epoch; the monitored one where no validation runs."""
+        monitor, mode = self._monitored(trainer)
         if trainer.enable_validation:
-            _recording.keep_metrics(trainer, self._state)
+            _recording.keep_metrics(trainer, self._state, monitor)
         else:
-            self._observe(trainer)
+            _recording.observe(trainer, self._state, monitor, mode)
 
     @override
     def on_save_checkpoint(
@@ -264,9 +265,8 @@ class IterativeMagnitudePruning(Callback):
         self.masks.check_matches(present)
         return {name: present[name] for name in self.masks}
 
-    def _observe(self, trainer: Trainer) -> None:
-        monitor, mode = _recording.monitored(trainer, self.monitor, self.mode)
-        _recording.observe(trainer, self._state, monitor, mode)
+    def _monitored(self, trainer: Trainer) -> tuple[str, str]:
+        return _recording.monitored(trainer, self.monitor, self.mode)
 
     def _finish_round(self, trainer: Trainer) -> None:
         if len((state := self._state).history) > state.round:

@@ -1,4 +1,4 @@
-"""Run in two processes for test_pruning_distributed.py: fits, and writes down what it sees."""
+"""Run in several processes for test_pruning_distributed.py; writes down what it sees."""
 
 from __future__ import annotations
 
@@ -46,24 +46,24 @@ def batches(num_ranks: int, rank: int) -> DataLoader[list[Tensor]]:
     return DataLoader(data(), batch_size=8 // num_ranks, sampler=sampler)
 
 
-def main(strategy_name: str, folder: Path) -> None:
-    """Fit 3 rounds in 2 processes, and write masks and weights of this rank to a file."""
+def main(strategy_name: str, num_processes: int, folder: Path) -> None:
+    """Fit 3 rounds, and write masks and weights of this rank to a file."""
     seed_everything(0, verbose=False)
     is_sharded = strategy_name == "fsdp2"
-    strategy = ModelParallelStrategy(2, 1) if is_sharded else DDPStrategy()
+    strategy = ModelParallelStrategy(num_processes, 1) if is_sharded else DDPStrategy()
     rank = int(os.environ.get("LOCAL_RANK", "0"))
     criterion = random(rank) if strategy_name == "ddp_differing" else magnitude
     pruning = IterativeMagnitudePruning(2, ticket_dir=folder / "tickets", criterion=criterion)
     fitter = trainer(
         pruning,
         strategy=strategy,
-        devices=2,
+        devices=num_processes,
         max_epochs=2,
         use_distributed_sampler=False,
         gradient_clip_val=None if is_sharded else 0.1,
     )
     module = Distributed(is_sharded=is_sharded)
-    fitter.fit(module, batches(2, rank), batches(2, rank))
+    fitter.fit(module, *(batches(num_processes, rank) for _ in range(2)))
     state = {
         k: v.full_tensor() if hasattr(v, "full_tensor") else v
         for k, v in module.state_dict().items()
@@ -72,7 +72,7 @@ def main(strategy_name: str, folder: Path) -> None:
     result = {
         "masks": pruning.masks.fingerprint(),
         "nonzero": module.nonzero,
-        "densities": [record.density for record in pruning.history],
+        "history": pruning.history.rows(),
     }
     (folder / f"result_{rank}.json").write_text(json.dumps(result))
 
@@ -80,6 +80,6 @@ def main(strategy_name: str, folder: Path) -> None:
 def differing(folder: Path) -> None:
     """Ranks that score differently are stopped; write what each is told."""
     try:
-        main("ddp_differing", folder)
+        main("ddp_differing", 2, folder)
     except RuntimeError as error:
         (folder / f"error_{os.environ['LOCAL_RANK']}.txt").write_text(str(error))

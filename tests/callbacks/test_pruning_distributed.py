@@ -1,55 +1,68 @@
-"""Pruning in two real processes on the CPU, against one process."""
+"""Pruning in real processes on the CPU, against one process."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed.tensor
+from torch import Tensor
 
 from lightning_lth import IterativeMagnitudePruning, Masks, Ticket
 from lightning_lth.callbacks._compatibility import refuse_sharded_resume
 from tests.callbacks.distributed_fits import Distributed, batches
 from tests.callbacks.modules import assert_equal, trainer
+from tests.contents import assert_rows_close
+
+SURVIVORS = [144] * 12 + [115] * 12 + [92] * 12  # after each step of three rounds
+
+
+def load(folder: Path, count: int) -> tuple[list[Any], list[dict[str, Tensor]]]:
+    """What each of the ranks saw, and the weights that it ended with."""
+    results = [json.loads((folder / f"result_{rank}.json").read_text()) for rank in range(count)]
+    paths = [folder / f"weights_{rank}.pt" for rank in range(count)]
+    return results, [torch.load(path, weights_only=True) for path in paths]
+
+
+def check_as_one(results: list[Any], weights: list[dict[str, Tensor]], **settings: Any) -> Masks:
+    """Compare with one process, and return its masks."""
+    alone, pruning = Distributed(is_sharded=False), IterativeMagnitudePruning(2)
+    trainer(pruning, max_epochs=2, **settings).fit(alone, batches(1, 0), batches(1, 0))
+    for result in results:
+        assert result["masks"] == pruning.masks.fingerprint()
+        assert result["history"] == results[0]["history"]
+    assert_rows_close(results[0]["history"], pruning.history.rows())
+    for other in weights[1:]:
+        assert_equal(weights[0], other)
+    for name, value in alone.state_dict().items():
+        torch.testing.assert_close(weights[0][name], value)
+    return pruning.masks
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize(
-    "strategy",
-    [
-        "ddp",
-        pytest.param(
-            "fsdp2",
-            marks=pytest.mark.skipif(
-                torch.__version__.startswith("2.6."), reason="its FSDP2 needs a GPU"
-            ),
-        ),
-    ],
-)
-def test_two_processes_agree_with_one(strategy: str, two_processes: Path) -> None:
-    folder = two_processes / f"pruning_{strategy}"
-    first, second = (json.loads((folder / f"result_{rank}.json").read_text()) for rank in range(2))
-    alone, pruning = Distributed(is_sharded=False), IterativeMagnitudePruning(2)
-    settings = {} if strategy == "fsdp2" else {"gradient_clip_val": 0.1}
-    trainer(pruning, max_epochs=2, **settings).fit(alone, batches(1, 0), batches(1, 0))
+def test_two_processes_agree_with_one(two_processes: Path) -> None:
+    results, weights = load(two_processes / "pruning_ddp", 2)
+    masks = check_as_one(results, weights, gradient_clip_val=0.1)
+    assert results[0]["nonzero"] == results[1]["nonzero"] == SURVIVORS
+    ticket = Ticket.load(two_processes / "pruning_ddp" / "tickets" / "round_02.safetensors")
+    assert ticket.masks == masks
 
-    assert first["masks"] == second["masks"] == pruning.masks.fingerprint()
-    assert first["densities"] == [record.density for record in pruning.history]
-    survivors = [144] * 12 + [115] * 12 + [92] * 12
-    if strategy == "ddp":
-        assert first["nonzero"] == second["nonzero"] == survivors
-    else:
-        assert [
-            a + b for a, b in zip(first["nonzero"], second["nonzero"], strict=True)
-        ] == survivors
-    weights = [torch.load(folder / f"weights_{rank}.pt", weights_only=True) for rank in range(2)]
-    assert_equal(*weights)
-    for name, value in alone.state_dict().items():
-        torch.testing.assert_close(weights[0][name], value)
-    ticket = Ticket.load(folder / "tickets" / "round_02.safetensors")
-    assert ticket.masks == pruning.masks
+
+@pytest.mark.distributed
+@pytest.mark.skipif(torch.__version__.startswith("2.6."), reason="its FSDP2 needs a GPU")
+@pytest.mark.parametrize(("fixture", "count"), [("two_processes", 2), ("four_processes", 4)])
+def test_sharded_weights_are_pruned_as_whole_ones(
+    fixture: str, count: int, request: pytest.FixtureRequest
+) -> None:
+    folder = request.getfixturevalue(fixture) / "pruning_fsdp2"
+    results, weights = load(folder, count)
+    masks = check_as_one(results, weights)
+    parts = [result["nonzero"] for result in results]
+    assert [sum(counts) for counts in zip(*parts, strict=True)] == SURVIVORS
+    assert Ticket.load(folder / "tickets" / "round_02.safetensors").masks == masks
 
 
 @pytest.mark.distributed

@@ -139,7 +139,7 @@ class Habitat:
         """In the new process; never returns."""
         status = FAILED
         try:
-            _print_to(self.output)
+            print_to(self.output)
             tempfile.tempdir = str(self.folder)
             watch_writes(reach, two_disks=self.two_disks)
             self.work()
@@ -153,7 +153,8 @@ class Habitat:
             os._exit(status)
 
 
-def _print_to(path: Path) -> None:
+def print_to(path: Path) -> None:
+    """Warnings, standard output and errors of this process, from now on."""
     warnings.resetwarnings()
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for standard in (1, 2):

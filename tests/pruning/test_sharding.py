@@ -12,7 +12,7 @@ from lightning_lth.pruning.sharding import Ranks
 
 def whole_weights(kind):
     generator = torch.Generator().manual_seed(0)
-    weights = {  # 31 rows make shards of 16 and 15, 1 row leaves the second rank without any
+    weights = {  # 31 rows make unequal shards, 1 row leaves all ranks but the first without any
         "odd": torch.randn(31, 50, generator=generator),
         "one": torch.randn(1, 40, generator=generator),
         "norm": torch.randn(30, generator=generator),
@@ -86,21 +86,22 @@ def check_refusals(mesh):
     with pytest.raises(ValueError, match=r"The mask of 'w' must be distributed like its weights"):
         prune(scoring.magnitude(by_rows), Masks.dense(weights), fraction=0.5)
     bad = weights["w"].clone()
-    bad[3, 2] = float("nan")  # on the second rank alone; the first must not wait forever
+    bad[3, 2] = float("nan")  # on the last rank alone; the others must not wait forever
     bad = {"w": distribute_tensor(bad, mesh, [Shard(0)])}
     with pytest.raises(ValueError, match=r"got NaN in \['w'\]"):
         prune(Scores.of(bad), Masks.dense(bad), fraction=0.5)
-    square = init_device_mesh("cpu", (2, 1), mesh_dim_names=("rows", "columns"))
+    square = init_device_mesh("cpu", (mesh.size(), 1), mesh_dim_names=("rows", "columns"))
     both = {"w": distribute_tensor(weights["w"], square, [Shard(0), Replicate()])}
     with pytest.raises(ValueError, match=r"over a one-dimensional mesh to be pruned"):
         prune(scoring.magnitude(both), Masks.dense(both), fraction=0.5)
-    assert local_part(by_rows["w"]).shape == (2, 3)
+    assert local_part(by_rows["w"]).shape == (4 // mesh.size(), 3)
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("rank", [0, 1])
-def test_two_ranks_prune_as_one(rank, two_processes):
-    assert (two_processes / "sharding" / f"passed_{rank}").exists()
+def test_ranks_prune_as_one(two_processes, four_processes):
+    for folder, count in ((two_processes, 2), (four_processes, 4)):
+        for rank in range(count):
+            assert (folder / "sharding" / f"passed_{rank}").exists()
 
 
 def test_one_process_is_one_rank():
