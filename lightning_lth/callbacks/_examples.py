@@ -51,8 +51,10 @@ def training_step(trainer: Trainer, module: LightningModule, batch: Any) -> Any:
     """Run one training step of a :func:`rehearsal`; what it logs goes nowhere.
 
     Raises:
-        LookupError: If the step takes an iterator instead of a batch.
+        LookupError: If the step takes an iterator instead of a batch, or steps its optimizers.
     """
+    if not module.automatic_optimization:  # it would step the real optimizers
+        raise LookupError(f"`training_step` optimizes by itself and cannot be tried. {_ADVICE}")
     takes = lightning_of(trainer).utilities.signature_utils.is_param_in_hook_signature
     if takes(module.training_step, "dataloader_iter", explicit=True):
         raise LookupError(f"`training_step` takes a `dataloader_iter`. {_ADVICE}")
@@ -61,8 +63,7 @@ def training_step(trainer: Trainer, module: LightningModule, batch: Any) -> Any:
         arguments.append(0)
     for name in ("log", "log_dict"):
         vars(module)[name] = _ignore
-    if module.automatic_optimization:  # otherwise the step would use the real optimizers
-        vars(module)["_trainer"] = trainer
+    vars(module)["_trainer"] = trainer
     with trainer.precision_plugin.train_step_context():
         return module.training_step(*arguments)
 

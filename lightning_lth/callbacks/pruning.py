@@ -54,7 +54,8 @@ class IterativeMagnitudePruning(Callback):
         fractions: Glob patterns on parameter names to a fraction of their own; 0 never prunes. The
             first that matches counts. Parameters under one pattern are ranked among themselves.
         parameters: Glob patterns on parameter names that select what is pruned. Default: weights of
-            linear, convolution, embedding, attention and recurrent layers, frozen ones excepted.
+            linear, convolution, embedding, attention and recurrent layers, frozen ones excepted,
+            and what layers of other libraries call ``weight``, if it has two dimensions or more.
         criterion: What is small; see :mod:`lightning_lth.pruning.scoring`.
         repeat_data_order: Give every round the batches of the first in the same order. Needs an
             unshuffled loader or a sampler with ``set_epoch``. By default the order goes on.

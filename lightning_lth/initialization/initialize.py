@@ -111,6 +111,7 @@ def initialize_(
     plan = Plan(base_rule(chosen), own_rules, flow, masks or {}, seed, zeroed, factors)
     decisions = [plan.decide(target) for target in found]
     _warn_of_assumptions(found, decisions, has_example=flow is not None)
+    _warn_of_unknown_layers(found, decisions)
     is_risky = _may_fail(chosen, own_rules)
     with unchanged(module, parameters=True) if is_risky else contextlib.nullcontext():
         _write_all_(found, decisions)
@@ -226,6 +227,23 @@ def _warn_of_assumptions(
             + (" from the forward pass" if has_example else "; there is no `example_input`")
             + f". {ASSUMED} is assumed. To say it yourself: "
             + "`overrides={name: auto(activation=...)}`.",
+            stacklevel=3,
+        )
+
+
+def _warn_of_unknown_layers(found: list[Target], decisions: list[Decision]) -> None:
+    """Say which matrices stay as they are, because nothing is known of their layers."""
+    unknown = [
+        target
+        for target, decision in zip(found, decisions, strict=True)
+        if target.part is None and decision.rule is None and target.is_matrix
+    ]
+    if unknown:
+        types, names = ({getattr(t, key): None for t in unknown} for key in ("type", "name"))
+        listed = ", ".join(map(repr, list(names)[:5])) + (", ..." if len(names) > 5 else "")
+        warnings.warn(
+            f"Layers of type {', '.join(types)} are not known, so that {listed} keep their values. "
+            f"To draw them: `overrides={{{next(iter(names))!r}: he()}}`, say.",
             stacklevel=3,
         )
 

@@ -72,6 +72,9 @@ def parts(layer: Module) -> dict[str, Part] | None:
     for types, describe in _BY_TYPE:
         if isinstance(layer, types):
             return describe(layer)
+    for kind in type(layer).__mro__:
+        if (name := f"{kind.__module__}.{kind.__qualname__}") in _BY_NAME:
+            return _BY_NAME[name](layer)
     return None
 
 
@@ -90,6 +93,28 @@ def _linear(layer: nn.Linear) -> dict[str, Part]:
     role: Role = "projection" if is_projection else "map"
     weight = _maps(1, layer.out_features, layer.in_features, bound, role)
     return {"weight": weight, "bias": Fill(0.0, torch_bound=0.0 if is_projection else bound)}
+
+
+def _linear_of_torch_geometric(layer: Module) -> dict[str, Part]:
+    rows, columns = _sizes(layer)
+    bound = 1 / math.sqrt(max(columns, 1))
+    return {"weight": _maps(1, rows, columns, bound, "map"), "bias": Fill(0.0, torch_bound=bound)}
+
+
+def _conv1d_of_transformers(layer: Module) -> dict[str, Part]:
+    """A linear map whose weight is transposed; drawn with a standard deviation of 0.02."""
+    columns, rows = _sizes(layer)
+    weight = Weight(
+        1, rows, columns, float(columns), float(rows), torch_std=0.02, torch_distribution="normal"
+    )
+    maps = Maps(weight, lambda values: values.reshape(rows, columns).T)
+    return {"weight": maps, "bias": Fill(0.0)}
+
+
+def _sizes(layer: Module) -> tuple[int, int]:
+    assert isinstance(layer.weight, Tensor)
+    rows, columns = layer.weight.shape
+    return rows, columns
 
 
 def _convolution(layer: _ConvNd) -> dict[str, Part]:
@@ -217,3 +242,8 @@ _BY_TYPE = (
     (_NORMALIZATION, _normalization),
     (nn.PReLU, lambda layer: {"weight": Keep("slopes are kept")}),
 )
+# Layers of libraries that need not be installed.
+_BY_NAME: dict[str, Callable[[Module], dict[str, Part]]] = {
+    "torch_geometric.nn.dense.linear.Linear": _linear_of_torch_geometric,
+    "transformers.pytorch_utils.Conv1D": _conv1d_of_transformers,
+}

@@ -51,6 +51,11 @@ class Target:
             return self.behind[0].dim() > 1
         return isinstance(self.part, Maps)
 
+    @property
+    def is_matrix(self) -> bool:
+        """Whether it is what layers call ``weight``, with two dimensions or more."""
+        return self.attribute == "weight" and sum(size > 1 for size in self.behind[0].shape) > 1
+
     def std(self) -> float | None:
         """The standard deviation of what the layer computes with; None where there is none."""
         values = effective(self.layer, self.attribute)

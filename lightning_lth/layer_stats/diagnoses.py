@@ -208,18 +208,6 @@ def _dead(
     )
 
 
-def _negative_beta(
-    statistics: Statistics, facts: BatchNormFacts, thresholds: Thresholds
-) -> tuple[Finding, str] | None:
-    share = statistics.get("neg_beta", 0.0)
-    if share <= thresholds.negative_beta:
-        return None
-    return Finding.NEGATIVE_BETA, (
-        f"has negative offsets in {share:.0%} of its channels. Usual in trained networks with ReLU "
-        f"(Tian et al. 2019): each unit fires for few inputs."
-    )
-
-
 _RULES: tuple[_Rule, ...] = (
     _dropout_before,
     _train_eval_gap,
@@ -227,5 +215,4 @@ _RULES: tuple[_Rule, ...] = (
     _frozen,
     _not_warmed_up,
     _dead,
-    _negative_beta,
 )

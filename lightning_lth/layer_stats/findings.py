@@ -19,8 +19,6 @@ class Thresholds:
         train_eval_shift: Where no Dropout explains it.
         values_per_channel: Fewer than this; with 16 the batch's variance is off by
             ``sqrt(2 / 16)``, 35 %, as a rule.
-        negative_beta: Share of negative offsets; Tian et al. 2019, arXiv:1905.13405, find more than
-            half in trained VGGs.
         dead_channels: Share of channels that give nothing.
         keep_z: Deviation of the observed keep rate, in standard deviations; 6 never comes by
             chance.
@@ -33,7 +31,6 @@ class Thresholds:
     variance_shift: float = 1.05
     train_eval_shift: float = 1.5
     values_per_channel: int = 16
-    negative_beta: float = 0.5
     dead_channels: float = 0.1
     keep_z: float = 6.0
 
@@ -48,13 +45,12 @@ class Finding(Enum):
     FROZEN_WITH_BATCH_STATISTICS = "frozen, yet normalizes with batch statistics"
     NOT_WARMED_UP = "running statistics not warmed up"
     DEAD_CHANNELS = "dead channels"
-    NEGATIVE_BETA = "majority of negative beta"
     KEEP_RATE = "keep rate"
     DROPOUT_IN_EVALUATION = "dropout in evaluation"
     UNWATCHED_DROPOUT = "dropout without a module"
 
 
-_NOTES = (Finding.NEGATIVE_BETA, Finding.UNWATCHED_DROPOUT)
+_NOTES = (Finding.UNWATCHED_DROPOUT,)
 
 
 @final
@@ -68,7 +64,7 @@ class Diagnosis:
         message: The same in words, with the numbers and a remedy.
 
     Example:
-        >>> Diagnosis(Finding.NEGATIVE_BETA, "bn", "...").is_problem
+        >>> Diagnosis(Finding.UNWATCHED_DROPOUT, "head", "...").is_problem
         False
     """
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import UninitializedParameter
 
 if TYPE_CHECKING:
@@ -28,24 +29,27 @@ _PRUNABLE_BY_LAYER: tuple[tuple[tuple[type[Module], ...], tuple[str, ...]], ...]
 )
 _PRUNABLE_TEXT = (
     "the weights of Linear, Bilinear, Conv*, ConvTranspose*, Embedding, EmbeddingBag, "
-    "MultiheadAttention, RNN, LSTM and GRU layers"
+    "MultiheadAttention, RNN, LSTM and GRU layers, and `weight` of two dimensions or more in "
+    "layers of other libraries"
 )
+_NORMALIZATION = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def prunable_parameters(
-    module: Module, patterns: Sequence[str] | None = None
+    module: Module, parameters: Sequence[str] | None = None
 ) -> dict[str, Parameter]:
     """The parameters of a module that pruning ranks and masks.
 
     By default these are the weights of linear, convolution, embedding, attention and recurrent
-    layers and of their subclasses; biases, normalization layers and everything else stay dense.
+    layers and of their subclasses, and what other libraries' layers call ``weight``, if it has two
+    dimensions or more; biases, normalization layers and everything else stay dense.
     Weights that do not train (``requires_grad`` is false), that are empty, or that get sparse
     gradients (``Embedding(sparse=True)``) are left out too.
 
     Args:
         module: A network. Not modified.
-        patterns: Globs (``fnmatch``, case counts) on parameter names that replace the default:
+        parameters: Globs (``fnmatch``, case counts) on parameter names that replace the default:
             exactly the parameters with at least one dimension that match one of them, be they
             frozen, empty or biases. Any name of a tied parameter will do.
 
@@ -54,7 +58,7 @@ def prunable_parameters(
         first name, and the ``_orig_mod`` of a compiled module is left out of the name.
 
     Raises:
-        TypeError: If ``patterns`` is a single string.
+        TypeError: If ``parameters`` is a single string.
         ValueError: If nothing is selected, a pattern matches no parameter, or a selected parameter
             cannot be pruned: parametrized, on the meta device, not real floating point, or with
             sparse gradients.
@@ -71,10 +75,10 @@ def prunable_parameters(
         Frankle & Carbin 2019, arXiv:1803.03635, prune the weights of linear and convolution layers.
     """
     candidates = _candidates(module)
-    if patterns is None:
+    if parameters is None:
         selected = _select_by_layer(module, candidates)
     else:
-        selected = _select_by_pattern(candidates, patterns)
+        selected = _select_by_pattern(candidates, parameters)
     for candidate in selected:
         _refuse_unprunable(candidate)
     chosen = {id(candidate.parameter) for candidate in selected}
@@ -188,17 +192,27 @@ def _select_by_layer(module: Module, candidates: list[_Candidate]) -> list[_Cand
             f"{type(module).__name__} has no prunable parameter. Prunable by default: "
             f"{_PRUNABLE_TEXT}, if they train."
             + (f" Left out: {left_out}." if left_out else "")
-            + " Name other parameters in `patterns`."
+            + " Choose others by name in `parameters`."
         )
     return selected
 
 
 def _is_layer_weight(candidate: _Candidate) -> bool:
-    return any(
+    return _is_matrix_of_others(candidate) or any(
         isinstance(candidate.layer, layers)
         and any(fnmatchcase(candidate.attribute, pattern) for pattern in attributes)
         for layers, attributes in _PRUNABLE_BY_LAYER
     )
+
+
+def _is_matrix_of_others(candidate: _Candidate) -> bool:
+    """Linear maps such as ``Conv1D`` of transformers and ``Linear`` of torch_geometric.
+
+    They are modules of their own kind, but call their matrix ``weight``, as torch does.
+    """
+    if candidate.attribute != "weight" or isinstance(candidate.layer, _NORMALIZATION):
+        return False
+    return candidate.is_uninitialized or sum(size > 1 for size in candidate.parameter.shape) > 1
 
 
 def _reason_to_leave_out(candidate: _Candidate) -> str | None:
@@ -213,9 +227,11 @@ def _reason_to_leave_out(candidate: _Candidate) -> str | None:
 
 def _select_by_pattern(candidates: list[_Candidate], patterns: Sequence[str]) -> list[_Candidate]:
     if isinstance(patterns, str):
-        raise TypeError(f"`patterns` must be a sequence of globs, got the string {patterns!r}.")
+        raise TypeError(f"`parameters` must be a sequence of globs, got the string {patterns!r}.")
     if not patterns:
-        raise ValueError("`patterns` must name at least one parameter; None is the default choice.")
+        raise ValueError(
+            "`parameters` must name at least one parameter; None is the default choice."
+        )
     choices = [c for c in candidates if c.is_uninitialized or c.parameter.dim() > 0]
     for pattern in patterns:
         if not any(_matches(candidate, pattern) for candidate in choices):
@@ -231,7 +247,7 @@ def _no_match(pattern: str, names: list[str]) -> str:
     close = difflib.get_close_matches(pattern, names, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     listed = ", ".join(map(repr, dict.fromkeys(names))) or "none, the module has no parameters"
-    return f"No parameter matches {pattern!r} in `patterns`.{hint} Parameters: {listed}."
+    return f"No parameter matches {pattern!r} in `parameters`.{hint} Parameters: {listed}."
 
 
 def _refuse_unprunable(candidate: _Candidate) -> None:
@@ -239,7 +255,7 @@ def _refuse_unprunable(candidate: _Candidate) -> None:
     if candidate.remedy:
         raise ValueError(
             f"{name!r} is parametrized: it is computed from {candidate.name!r}, so zeros in it "
-            f"would not last. Call `{candidate.remedy}` first, or leave it out with `patterns`."
+            f"would not last. Call `{candidate.remedy}` first, or leave it out with `parameters`."
         )
     if candidate.is_uninitialized:
         raise RuntimeError(
@@ -253,10 +269,10 @@ def _refuse_unprunable(candidate: _Candidate) -> None:
     if parameter.dtype not in _DTYPES:
         raise ValueError(
             f"{name!r} is {parameter.dtype}; only {', '.join(map(str, _DTYPES))} can be pruned. "
-            f"Leave it out with `patterns`."
+            f"Leave it out with `parameters`."
         )
     if candidate.has_sparse_gradient:
         raise ValueError(
             f"{name!r} gets sparse gradients, which cannot be masked. "
-            f"Build its embedding with `sparse=False`, or leave it out of `patterns`."
+            f"Build its embedding with `sparse=False`, or leave it out of `parameters`."
         )

@@ -37,7 +37,8 @@ class Ladder:
         scope: "global" ranks all weights together, "layer" each parameter by itself.
         fractions: Glob patterns on parameter names to a fraction of their own; 0 never prunes.
         parameters: Glob patterns on parameter names that select what is pruned. Default: weights
-            of linear, convolution, embedding, attention and recurrent layers.
+            of linear, convolution, embedding, attention and recurrent layers, and of layers of
+            other libraries, if they have two dimensions or more.
         rewind_step: Optimizer step to rewind to; 0 is initialization.
     """
 

@@ -265,6 +265,51 @@ def test_unknown_types_and_frozen_layers_are_left_alone_and_listed() -> None:
     assert not torch.equal(net[2].weight, before["2.weight"])
 
 
+class Matrix(nn.Module):
+    """A linear layer that transposes its weight, as in transformers."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((inputs, outputs), 7.0))
+        self.bias = nn.Parameter(torch.full((outputs,), 7.0))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs @ self.weight + self.bias
+
+
+def test_matrices_of_unknown_layers_are_told() -> None:
+    net = nn.Sequential(Matrix(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    with pytest.warns(UserWarning, match=r"type Matrix are not known, so that '0.weight' keep"):
+        initialize_(net, "xavier", seed=0)
+    assert (net[0].weight == 7).all()
+    initialize_(net, "xavier", seed=0, overrides={"0.weight": init.he()})
+    assert net[0].weight.std() < 1
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("transformers.pytorch_utils.Conv1D", (100, 400)),
+        ("torch_geometric.nn.dense.linear.Linear", (400, 100)),
+    ],
+)
+def test_linear_layers_of_other_libraries(name: str, shape: tuple[int, int]) -> None:
+    """He for the ReLU behind: a standard deviation of sqrt(2 / 100)."""
+    module, _, kind = name.rpartition(".")
+    layer = type(kind, (Matrix,), {"__module__": module})(*shape)
+    if kind == "Linear":
+        layer.forward = lambda inputs: functional.linear(inputs, layer.weight)
+    net = nn.Sequential(layer, nn.ReLU(), nn.Linear(400, 2))
+    row = initialize_(net, seed=0, example_input=torch.ones(1, 100))["0.weight"]
+    assert (row.rule, row.fan, row.activation) == ("he", 100, "relu")
+    assert float(net[0].weight.detach().std()) == pytest.approx(0.02**0.5, rel=0.02)
+    assert (net[0].bias[:100] == 0).all()
+    initialize_(net, init.orthogonal(gain=1.0), seed=0)
+    weight = net[0].weight.detach()
+    square = weight @ weight.T if kind == "Conv1D" else weight.T @ weight
+    torch.testing.assert_close(square, torch.eye(100))
+
+
 def test_buffers_gradients_flags_and_random_states_are_untouched() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.ReLU())
     net[1].eval()

@@ -43,7 +43,6 @@ def message(statistics: dict[str, float], facts: BatchNormFacts = TRACKING) -> s
         ("train_eval_shift", 1.5, 1.501, TRACKING, Finding.TRAIN_EVAL_GAP),
         ("values_per_channel", 16, 15, TRACKING, Finding.FEW_VALUES),
         ("dead", 0.1, 0.101, TRACKING, Finding.DEAD_CHANNELS),
-        ("neg_beta", 0.5, 0.501, TRACKING, Finding.NEGATIVE_BETA),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -60,7 +59,6 @@ def test_each_finding_begins_beyond_its_threshold(
         ({"train_eval_shift": 1.2}, TRACKING, {"train_eval_shift": 1.19}, "TRAIN_EVAL_GAP"),
         ({"values_per_channel": 99}, TRACKING, {"values_per_channel": 100}, "FEW_VALUES"),
         ({"dead": 0.05}, TRACKING, {"dead_channels": 0.04}, "DEAD_CHANNELS"),
-        ({"neg_beta": 0.3}, TRACKING, {"negative_beta": 0.29}, "NEGATIVE_BETA"),
     ],
 )
 def test_thresholds_can_be_chosen(
@@ -153,9 +151,8 @@ def test_frozen_yet_normalizing_with_the_batch(state: BatchNormState) -> None:
             ["after 7 batches", "48%", "Validate later, or raise `momentum`"],
         ),
         ({"dead": 0.25}, TRACKING, ["25% dead channels", "Lower the learning rate"]),
-        ({"neg_beta": 0.75}, TRACKING, ["in 75% of its channels", "Tian et al. 2019"]),
     ],
-    ids=["dropout", "gap", "values", "frozen", "cold", "dead", "beta"],
+    ids=["dropout", "gap", "values", "frozen", "cold", "dead"],
 )
 def test_messages_give_numbers_and_a_remedy(
     statistics: dict[str, float], facts: BatchNormFacts, parts: list[str]
@@ -214,4 +211,4 @@ def test_dropout_that_is_left_on_in_evaluation_is_a_problem() -> None:
 
 def test_problems_and_notes() -> None:
     notes = {finding for finding in Finding if not Diagnosis(finding, "bn", "").is_problem}
-    assert notes == {Finding.NEGATIVE_BETA, Finding.UNWATCHED_DROPOUT}
+    assert notes == {Finding.UNWATCHED_DROPOUT}

@@ -19,12 +19,21 @@ class Scale(nn.Module):
         self.temperature = nn.Parameter(torch.tensor(1.0))
 
 
+class Conv1D(nn.Module):
+    """A linear layer as in transformers: of no type that we know, and transposed."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(shape))
+        self.bias = nn.Parameter(torch.ones(2, 3))
+
+
 class NormalizedLinear(nn.Linear):
     """A user's subclass."""
 
 
-def names(module: nn.Module, patterns: list[str] | None = None) -> list[str]:
-    return list(prunable_parameters(module, patterns))
+def names(module: nn.Module, parameters: list[str] | None = None) -> list[str]:
+    return list(prunable_parameters(module, parameters))
 
 
 @pytest.mark.parametrize(
@@ -56,6 +65,7 @@ def names(module: nn.Module, patterns: list[str] | None = None) -> list[str]:
         (nn.RNNCell(2, 3), ["weight_ih", "weight_hh"]),
         (nn.LSTMCell(2, 3), ["weight_ih", "weight_hh"]),
         (nn.GRUCell(2, 3), ["weight_ih", "weight_hh"]),
+        (Conv1D(2, 3), ["weight"]),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
 )
@@ -65,7 +75,16 @@ def test_default_selects_the_weights_of_known_layers(layer: nn.Module, expected:
 
 @pytest.mark.parametrize(
     "layer",
-    [nn.BatchNorm2d(3), nn.LayerNorm(3), nn.GroupNorm(1, 3), nn.PReLU(), Scale(), nn.ReLU()],
+    [
+        nn.BatchNorm2d(3),
+        nn.LayerNorm(3),
+        nn.LayerNorm((2, 3)),
+        nn.GroupNorm(1, 3),
+        nn.PReLU(),
+        Scale(),
+        Conv1D(3, 1, 1),  # a scale for each channel, as in ConvNeXt
+        nn.ReLU(),
+    ],
     ids=lambda layer: type(layer).__name__,
 )
 def test_default_leaves_out_other_layers(layer: nn.Module) -> None:
@@ -74,7 +93,7 @@ def test_default_leaves_out_other_layers(layer: nn.Module) -> None:
 
 @pytest.mark.parametrize("layer", [nn.BatchNorm2d(3), nn.Identity()])
 def test_without_prunable_parameters_tells_what_is_prunable(layer: nn.Module) -> None:
-    with pytest.raises(ValueError, match=r"has no prunable parameter\..*Linear.*`patterns`\.$"):
+    with pytest.raises(ValueError, match=r"has no prunable parameter\..*Linear.*`parameters`\.$"):
         prunable_parameters(layer)
 
 
@@ -103,7 +122,7 @@ def test_patterns_select_exactly_what_matches(patterns: list[str], expected: lis
     ("pattern", "hint"),
     [
         ("0.wieght", r"Did you mean '0\.weight'\? Parameters: '0\.weight', '0\.bias'\."),
-        ("zzz*", r"`patterns`\. Parameters: '0\.weight', '0\.bias'\."),
+        ("zzz*", r"`parameters`\. Parameters: '0\.weight', '0\.bias'\."),
         ("0.WEIGHT", r"Parameters: '0\.weight'"),  # case counts
     ],
 )
@@ -123,7 +142,7 @@ def test_patterns_must_be_a_sequence() -> None:
 
 
 def test_patterns_must_not_be_empty() -> None:
-    with pytest.raises(ValueError, match="`patterns` must name at least one"):
+    with pytest.raises(ValueError, match="`parameters` must name at least one"):
         prunable_parameters(nn.Linear(2, 3), [])
 
 
