@@ -160,7 +160,7 @@ class Initializer(Callback):
             replica = _examples.rehearsal(pl_module)
             report, signal = self._initialize(trainer, replica, batch, _examples.training_step)
         except Exception as error:
-            if self._needs_example:
+            if self._needs_example or isinstance(error, Warning):  # where warnings are errors
                 raise
             return self._without_example(trainer, pl_module, error)
         _copy_parameters_(pl_module, replica)

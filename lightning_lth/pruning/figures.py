@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from lightning_lth.pruning.history import History
 
 
+MOST_NAMES = 8  # in a legend
+
+
 def against_density(
     curves: Mapping[str, Sequence[tuple[float, float]]], *, ylabel: str, title: str = ""
 ) -> Figure:
@@ -50,11 +53,17 @@ def best_value(history: History) -> Figure:
 
 
 def layer_densities(history: History) -> Figure:
-    """Share of surviving weights by layer and round."""
+    """Share of surviving weights by layer and round, the first layers dark; a legend of some."""
     figure, axes = _new_figure("")
-    for name in history[0].layer_densities:
+    from matplotlib import colormaps
+
+    names, rounds = list(history[0].layer_densities), [record.round for record in history]
+    named = {round(i * (len(names) - 1) / (MOST_NAMES - 1)) for i in range(MOST_NAMES)}
+    for place, name in enumerate(names):
         values = [100 * record.layer_densities[name] for record in history]
-        axes.plot([record.round for record in history], values, marker="o", label=name)
+        color = colormaps["viridis"](0.88 * place / max(len(names) - 1, 1))
+        label = name if place in named else f"_{name}"  # which hides it
+        axes.plot(rounds, values, marker="o", color=color, label=label)
     axes.set(
         xlabel="round", ylabel="weights remaining in the layer (%)", yscale="symlog", ylim=(0, 110)
     )

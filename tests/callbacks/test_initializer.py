@@ -243,6 +243,11 @@ def test_a_stream_cannot_do_for_data_driven_schemes() -> None:
         start(Classifier(), Initializer("lsuv"), train=DataLoader(Stream(), batch_size=8))
 
 
+class Sine(nn.Module):
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs.sin()
+
+
 class Needy(Classifier):
     """Looks at its Trainer in each training step."""
 
@@ -264,6 +269,14 @@ def test_a_training_step_that_cannot_be_tried_out_gives_a_warning() -> None:
     with pytest.warns(UserWarning, match="could not try a training step"):
         start(module, initializer)
     assert initializer.report["net.0.weight"].rule == "he"
+
+
+@pytest.mark.filterwarnings("error:Which nonlinearity")
+def test_a_warning_that_is_an_error_is_no_failed_step() -> None:
+    module = Classifier()
+    module.net[2] = Sine()
+    with pytest.raises(UserWarning, match=r"^Which nonlinearity follows 'net\.0' is not known"):
+        start(module, Initializer(seed=0))
 
 
 def test_trying_out_leaves_no_trace() -> None:

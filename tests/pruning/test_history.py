@@ -62,3 +62,14 @@ def test_figures_show_percent_remaining_from_dense_to_sparse() -> None:
         for line in layer_densities(history()).axes[0].lines
     }
     assert lines == {"a": [100.0, 25.0], "b": [100.0, 100.0]}
+
+
+def test_the_legend_of_many_layers_is_short() -> None:
+    layers = {f"layer_{index}": 1.0 for index in range(60)}
+    record = RoundRecord(0, 1.0, layers, 10, 1, "max_epochs")
+    figure = layer_densities(History([record]))
+    figure.draw_without_rendering()  # matplotlib warns where a legend leaves no space
+    axes = figure.axes[0]
+    assert len(axes.lines) == 60
+    shown = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert (shown[0], shown[-1], len(shown)) == ("layer_0", "layer_59", 8)
