@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import logging
 import os
 import random
 import subprocess
@@ -27,6 +28,12 @@ hypothesis.settings.register_profile("nightly", max_examples=2000, deadline=None
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """No contents of files in the names of tests: they may differ from run to run."""
+    is_content = isinstance(val, bytes) or (isinstance(val, str) and len(val) > 200)
+    return argname if is_content else None
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     """Tiny tensors gain nothing from threads, and lose much when other programs run."""
@@ -40,6 +47,12 @@ def one_look_at_the_installed_packages() -> Iterator[None]:
         once = functools.cache(importlib.metadata.entry_points)
         patch.setattr(registry, "entry_points", once, raising=False)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def lightnings_log_for_caplog() -> None:
+    """Lightning keeps its messages from ``caplog`` if it is imported before pytest listens."""
+    logging.getLogger("lightning.pytorch").propagate = True
 
 
 @pytest.fixture(autouse=True)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DistributedSampler
 
-from lightning_lth import EarlyStopping, IterativeMagnitudePruning, LRFinder
+from lightning_lth import EarlyStopping, IterativeMagnitudePruning, LayerStatsMonitor, LRFinder
+from lightning_lth.pruning.sharding import whole
 from tests.callbacks.modules import data, trainer, weights
 from tests.callbacks.test_pruning_resume import ResumableLoader
 from tests.conforming import Project, combination
@@ -26,8 +29,13 @@ class Spare(Project):
 
     def __init__(self) -> None:
         super().__init__(dropout=0)
-        self.net[1] = nn.Identity()  # statistics of parts of batches would differ
+        self.net[1] = nn.LayerNorm(16)  # statistics of parts of batches would differ
         self.unused = nn.Linear(6, 16)
+
+    def configure_model(self) -> None:
+        if isinstance(self.trainer.strategy, ModelParallelStrategy):
+            for layer in (self.net[0], self.net[1], self.net[3], self.unused):
+                fully_shard(layer, mesh=self.device_mesh["data_parallel"])
 
     def log(self, *args: Any, **kwargs: Any) -> None:
         super().log(*args, sync_dist=True, **kwargs)
@@ -49,15 +57,30 @@ class Watch(pl.Callback):
             trainer.save_checkpoint(self.folder / "middle.ckpt")
 
 
-def fit(folder: Path, num_processes: int, checkpoint: Path | None = None) -> dict[str, Any]:
-    """Three rounds on batches of 8, split among the processes; what this one ends with."""
+def fit(
+    folder: Path,
+    num_processes: int,
+    checkpoint: Path | None = None,
+    *,
+    strategy: Any = "auto",
+    can_shard: bool = False,
+) -> dict[str, Any]:
+    """Three rounds on batches of 8, split among the processes; what this one ends with.
+
+    Without the callbacks that cannot go with sharded weights, if it must be so.
+    """
     callbacks = combination(folder / "tickets")
-    pruning, stopping, finder = (callbacks[key] for key in ("pruning", "stopping", "finder"))
+    if can_shard:
+        del callbacks["initializer"]
+        callbacks["stopping"] = EarlyStopping("val_loss", patience=1)
+        callbacks["monitor"] = LayerStatsMonitor(2, activations=True)
+    names = ("pruning", "stopping", "finder", "monitor")
+    pruning, stopping, finder, monitor = (callbacks[name] for name in names)
     assert isinstance(pruning, IterativeMagnitudePruning)
     assert isinstance(stopping, EarlyStopping)
     assert isinstance(finder, LRFinder)
+    assert isinstance(monitor, LayerStatsMonitor)
     watch, module = Watch(folder, pruning), Spare()
-    strategy = DDPStrategy(find_unused_parameters=True) if num_processes > 1 else "auto"
     fitter = trainer(
         *callbacks.values(),
         watch,
@@ -71,12 +94,13 @@ def fit(folder: Path, num_processes: int, checkpoint: Path | None = None) -> dic
         warnings.simplefilter("ignore", UserWarning)  # nothing is known of the unused layer
         fitter.fit(module, *loaders, ckpt_path=checkpoint, weights_only=True)
     return {
-        "weights": weights(module),
-        "masks": dict(pruning.masks),
+        "weights": {name: whole(value) for name, value in weights(module).items()},
+        "masks": {name: whole(mask) for name, mask in pruning.masks.items()},
         "history": pruning.history.rows(),
         "validations": [[one.value for one in run] for run in stopping.rounds],
         "losses": finder.result.curve.losses,
         "rates": watch.rates,
+        "table": monitor.table.rows(),
     }
 
 
@@ -88,6 +112,16 @@ def _part(num_processes: int, rank: int) -> ResumableLoader:
 def main(num_processes: int, folder: Path) -> None:
     """Fit, and go on where one process stopped; write what this rank ends with."""
     rank = int(os.environ.get("LOCAL_RANK", "0"))
-    torch.save(fit(folder, num_processes), folder / f"whole_{rank}.pt")
-    resumed = fit(folder / "resumed", num_processes, folder.parent / "alone" / "middle.ckpt")
+    ddp = partial(DDPStrategy, find_unused_parameters=True)
+    torch.save(fit(folder, num_processes, strategy=ddp()), folder / f"whole_{rank}.pt")
+    begun = folder.parent / "alone" / "middle.ckpt"
+    resumed = fit(folder / "resumed", num_processes, begun, strategy=ddp())
     torch.save(resumed, folder / f"resumed_{rank}.pt")
+
+
+def main_sharded(num_processes: int, folder: Path) -> None:
+    """Fit with FSDP2; write what this rank ends with."""
+    rank = int(os.environ.get("LOCAL_RANK", "0"))
+    strategy = ModelParallelStrategy(num_processes, 1)
+    end = fit(folder, num_processes, strategy=strategy, can_shard=True)
+    torch.save(end, folder / f"whole_{rank}.pt")

@@ -48,8 +48,9 @@ CHECKS: dict[int, Checks] = {
         "pruning_differing": distributed_fits.differing,  # the last, as it breaks off
     },
     4: {
-        "pruning_fsdp2": partial(distributed_fits.main, "fsdp2", 4),
         "together": partial(distributed_combination.main, 4),
+        "pruning_fsdp2": partial(distributed_fits.main, "fsdp2", 4),
+        "together_fsdp2": partial(distributed_combination.main_sharded, 4),
         "sharding": sharding,
     },
 }
@@ -60,7 +61,7 @@ def main(num_processes: int, folder: Path) -> None:
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     for name, check in CHECKS[num_processes].items():
-        if name == "pruning_fsdp2" and torch.__version__.startswith("2.6."):
+        if "fsdp2" in name and torch.__version__.startswith("2.6."):
             continue  # needs a GPU there
         (folder / name).mkdir(exist_ok=True)
         check(folder / name)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import SequentialSampler
 
+from lightning_lth.callbacks import _strategies
 from lightning_lth.callbacks._lightning import callback_bases, lightning_of
 from lightning_lth.pruning.selection import emptied
 from lightning_lth.pruning.sharding import is_distributed
@@ -51,8 +52,7 @@ def refuse_incompatible(
         ValueError: With the reason and what to do instead.
     """
     name, lightning = type(callback).__name__, lightning_of(trainer)
-    sharding = (lightning.strategies.DeepSpeedStrategy, lightning.strategies.FSDPStrategy)
-    if isinstance(trainer.strategy, sharding):
+    if _strategies.flattens(trainer):
         raise ValueError(
             f"{name} cannot work with {type(trainer.strategy).__name__}: {_FLATTENED}."
         )

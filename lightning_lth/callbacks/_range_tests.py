@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_utilities.core.rank_zero import rank_zero_info
 
-from lightning_lth.callbacks import _loggers, _trainer
-from lightning_lth.callbacks._lightning import lightning_of
+from lightning_lth.callbacks import _loggers, _strategies, _trainer
 from lightning_lth.callbacks.pruning import IterativeMagnitudePruning
 from lightning_lth.learning_rate.range_test import RangeTest
 
@@ -41,8 +40,7 @@ def refuse_sharded(trainer: Trainer, callback: Callback) -> None:
     Raises:
         ValueError: With the reason.
     """
-    of = lightning_of(trainer).strategies
-    if isinstance(trainer.strategy, (of.DeepSpeedStrategy, of.FSDPStrategy)):
+    if _strategies.flattens(trainer):
         raise ValueError(
             f"{type(callback).__name__} cannot undo steps of {type(trainer.strategy).__name__}, "
             f"which trains flattened copies of the parameters. Use DDP, or fixed values."

@@ -6,8 +6,8 @@ import math
 import warnings
 from typing import TYPE_CHECKING
 
-from lightning_lth.callbacks import _ranks, _trainer
-from lightning_lth.callbacks._lightning import imported_lightning, lightning_of
+from lightning_lth.callbacks import _ranks, _strategies, _trainer
+from lightning_lth.callbacks._lightning import imported_lightning
 from lightning_lth.stopping import (
     AnyOf,
     Criterion,
@@ -123,10 +123,7 @@ def refuse_sharded(trainer: Trainer) -> None:
     Raises:
         ValueError: With the reason.
     """
-    of = lightning_of(trainer).strategies
-    if isinstance(
-        trainer.strategy, (of.DeepSpeedStrategy, of.FSDPStrategy, of.ModelParallelStrategy)
-    ):
+    if _strategies.shards(trainer):
         raise ValueError(
             f"`restore_best=True` cannot copy the shards of {type(trainer.strategy).__name__}. "
             f"Use DDP, or ModelCheckpoint(monitor=..., save_top_k=1) and load its file."

@@ -11,8 +11,8 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_info
 from typing_extensions import override
 
-from lightning_lth.callbacks import _examples, _loggers, _trainer
-from lightning_lth.callbacks._lightning import Callback, lightning_of
+from lightning_lth.callbacks import _examples, _loggers, _strategies, _trainer
+from lightning_lth.callbacks._lightning import Callback
 from lightning_lth.initialization.initialize import checked_seed, initialize_
 from lightning_lth.initialization.lazy import materialize_
 from lightning_lth.initialization.overrides import Overrides
@@ -192,10 +192,9 @@ def _forward(trainer: Trainer, module: Module, example: Any) -> Any:
 
 
 def _refuse_sharded(trainer: Trainer) -> None:
-    strategy, of = trainer.strategy, lightning_of(trainer).strategies
-    if isinstance(strategy, (of.DeepSpeedStrategy, of.FSDPStrategy, of.ModelParallelStrategy)):
+    if _strategies.shards(trainer):
         raise ValueError(
-            f"Initializer cannot draw weights that {type(strategy).__name__} has sharded. "
+            f"Initializer cannot draw weights that {type(trainer.strategy).__name__} has sharded. "
             f"Call `lightning_lth.initialize_` in `configure_model`, before they are."
         )
 

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any, final
 from lightning_utilities.core.rank_zero import rank_zero_info
 from typing_extensions import override
 
-from lightning_lth.callbacks import _arguments, _landscape, _layer_charts, _tensorboard, _trainer
+from lightning_lth.callbacks import (
+    _arguments,
+    _landscape,
+    _layer_charts,
+    _strategies,
+    _tensorboard,
+    _trainer,
+)
 from lightning_lth.callbacks._lightning import Callback
 from lightning_lth.layer_stats.findings import Diagnosis, Finding, Thresholds
 from lightning_lth.layer_stats.observer import LayerObserver
@@ -109,6 +116,11 @@ class LayerStatsMonitor(Callback):
                 "`landscape=True` needs automatic optimization: a `training_step` that steps its "
                 "optimizers itself cannot be repeated. Leave it out, or call "
                 "`lightning_lth.layer_stats.landscape.probe` yourself."
+            )
+        if self.landscape and _strategies.shards(trainer):
+            raise ValueError(
+                f"`landscape=True` cannot take steps with the shards of "
+                f"{type(trainer.strategy).__name__}. Use DDP, or leave it out."
             )
         if trainer.global_step == 0 and trainer.current_epoch == 0:
             self.table, self.landscapes, self._diagnoses = Table(), [], []

@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import BaseFinetuning
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.strategies import ModelParallelStrategy
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -792,6 +793,14 @@ def test_manual_optimization_has_no_landscape() -> None:
 def test_bad_arguments(n: int) -> None:
     with pytest.raises(ValueError, match="`every_n_steps` must be an integer of at least 1"):
         LayerStatsMonitor(n)
+
+
+def test_the_landscape_of_sharded_weights_is_refused() -> None:
+    fitter = trainer(max_epochs=1)
+    fitter.strategy.__class__ = ModelParallelStrategy  # what `strategy=` would have made
+    with pytest.raises(ValueError, match="shards of ModelParallelStrategy"):
+        LayerStatsMonitor(landscape=True).setup(fitter, Classifier(), "fit")
+    LayerStatsMonitor().setup(fitter, Classifier(), "fit")
 
 
 def test_two_monitors_are_one_too_many() -> None:
