@@ -25,7 +25,7 @@ _FORMAT_VERSION = "1"
 def content_digest(tensors: Mapping[str, Tensor], description: str) -> str:
     """A hash of the names, shapes, dtypes and bytes of tensors on the CPU, and of a text.
 
-    Example:
+    Examples:
         >>> zero, one = torch.zeros(1), torch.ones(1)
         >>> content_digest({"a": zero}, "") == content_digest({"a": one}, "")
         False

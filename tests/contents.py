@@ -24,7 +24,7 @@ def _content(path: Path) -> object:
     if path.suffix != ".safetensors":
         return path.read_bytes()
     with safe_open(path, "pt") as file:
-        tensors = {name: file.get_tensor(name).numpy().tobytes() for name in file.offset_keys()}
+        tensors = {name: file.get_tensor(name).numpy().tobytes() for name in sorted(file.keys())}
         return tensors, file.metadata()
 
 

@@ -4,45 +4,39 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import pytest
-from torch.utils.data import TensorDataset
 
-from tests.loading import load_example
+from tests.test_examples import run_example, scalars
 
 pytestmark = pytest.mark.examples
 
 
-@pytest.fixture(scope="module")
-def example() -> ModuleType:
-    return load_example("dropout_before_batch_norm")
-
-
-@pytest.fixture(scope="module")
-def data(example: ModuleType, data_root: Path) -> list[TensorDataset]:
+def test_dropout_shifts_the_variance_and_is_warned_of(
+    data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if not (data_root / "FashionMNIST" / "raw").is_dir():
         pytest.skip(f"{data_root} has no FashionMNIST/raw")
-    parts = zip(example.load_data(data_root), (2240, 500), strict=True)  # 35 batches, warmed up
-    return [TensorDataset(*(one[:size] for one in part.tensors)) for part, size in parts]
-
-
-def test_dropout_shifts_the_variance_and_is_warned_of(
-    example: ModuleType, data: list[TensorDataset], capsys: pytest.CaptureFixture[str]
-) -> None:
-    shifts = example.show_shift(data, 1, None)
-    assert 1 <= shifts[0.0] < 1.3
-    assert 1.1 * shifts[0.0] < shifts[0.2] < shifts[0.5] / 1.1
-    lines = capsys.readouterr().out.splitlines()
-    # Of four BatchNorms, three are behind a Dropout.
-    assert [line.rpartition("; ")[2] for line in lines] == [f"{n} warnings" for n in (0, 3, 3)]
-    for line in lines[1:]:
-        ratios = [float(one) for one in re.findall(r"ratio ([\d., ]+);", line)[0].split(", ")]
-        assert ratios[0] > 0.95  # in front of the first Dropout
-        assert max(ratios[1:]) < 0.9
-
-
-@pytest.mark.filterwarnings("ignore:BatchNorm '.*' is evaluated after")
-def test_batch_norm_makes_the_loss_smoother(example: ModuleType, data: list[TensorDataset]) -> None:
-    betas = example.show_smoothness(data, 3)
-    assert betas[True] < 0.8 * betas[False]
+    monkeypatch.setenv("LIGHTNING_LTH_DATA", str(data_root))
+    settings: dict[str, Any] = {
+        "NUM_IMAGES": 2240,
+        "NUM_TEST_IMAGES": 500,
+        "MAX_EPOCHS": 1,
+    }  # 35 steps
+    settings |= {"DROPOUT": (0.0, 0.5)}
+    with pytest.warns(UserWarning, match="runs behind Dropout"):
+        printed = run_example(tmp_path, "dropout_before_batch_norm", **settings)
+    rows = re.findall(r"(train_eval_\w+) +(.*)", printed)
+    shifts, ratios = (
+        [[float(one) for one in row.split()] for name, row in rows if name == f"train_eval_{kind}"]
+        for kind in ("shift", "ratio")
+    )
+    means = [sum(one[1:]) / 3 for one in shifts]  # of the three behind a Dropout
+    assert 1 <= means[0] < 1.3
+    assert means[1] > 1.2 * means[0]
+    assert re.findall(r"(\d) problems", printed) == ["0", "3"]
+    assert ratios[1][0] > 0.95  # in front of the first Dropout
+    assert max(ratios[1][1:]) < 0.9
+    events = tmp_path / "results" / "dropout_before_batch_norm" / "dropout_0.5" / "version_0"
+    assert "summary/train_eval_shift/median" in scalars(events)

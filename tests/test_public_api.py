@@ -44,7 +44,7 @@ def test_every_name_of_the_study_has_an_entry_in_the_reference() -> None:
 @pytest.mark.parametrize("name", lightning_lth.__all__)
 def test_every_public_name_has_a_docstring_with_an_example(name: str) -> None:
     docstring = getattr(lightning_lth, name).__doc__ or ""
-    assert "Example:" in docstring
+    assert "Examples:" in docstring
 
 
 def test_every_callback_is_in_the_readme() -> None:

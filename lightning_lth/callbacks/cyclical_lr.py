@@ -48,7 +48,7 @@ class CyclicalLR(Callback):
     Raises:
         ValueError: If an argument is out of its range.
 
-    Example:
+    Examples:
         >>> from lightning.pytorch import Trainer
         >>> cycles = CyclicalLR(0.001, 0.006, step_size=2, step_unit="epoch")
         >>> trainer = Trainer(max_epochs=12, callbacks=[cycles], logger=False)
@@ -63,7 +63,7 @@ class CyclicalLR(Callback):
         base_lr: float | None,
         max_lr: float | None,
         *,
-        step_size: float,
+        step_size: int | float,
         step_unit: Literal["step", "epoch"] = "step",
         policy: Policy = "triangular",
         gamma: float = 1.0,
@@ -104,7 +104,7 @@ class CyclicalLR(Callback):
         cls,
         finder: LRFinder,
         *,
-        step_size: float,
+        step_size: int | float,
         step_unit: Literal["step", "epoch"] = "step",
         policy: Policy = "triangular",
         gamma: float = 1.0,

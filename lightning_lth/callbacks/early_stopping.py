@@ -58,7 +58,7 @@ class EarlyStopping(LightningEarlyStopping):
     Raises:
         ValueError: If an argument is out of its range.
 
-    Example:
+    Examples:
         >>> from lightning.pytorch import Trainer
         >>> from lightning_lth.stopping import GeneralizationLoss
         >>> record = EarlyStopping("val_loss", stop=False)

@@ -26,7 +26,7 @@ class FixedMasks(Callback):
     Raises:
         TypeError: If ``masks`` is not a :class:`~lightning_lth.Masks`.
 
-    Example:
+    Examples:
         Train a ticket of another run::
 
             ticket = Ticket.load("tickets/round_05.safetensors")

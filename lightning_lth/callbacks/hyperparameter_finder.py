@@ -43,7 +43,7 @@ class HyperparameterFinder(Callback):
     Raises:
         ValueError: If an argument is out of its range.
 
-    Example:
+    Examples:
         >>> from lightning.pytorch import Trainer
         >>> finder = HyperparameterFinder("momentum", [0.8, 0.9, 0.95, 0.98])
         >>> trainer = Trainer(max_epochs=10, callbacks=[finder], logger=False)

@@ -56,7 +56,7 @@ class Initializer(Callback):
         ValueError: If there is no such scheme.
         TypeError: If an argument is of a wrong type.
 
-    Example:
+    Examples:
         >>> from lightning.pytorch import Trainer
         >>> initializer = Initializer("orthogonal", seed=1)
         >>> trainer = Trainer(max_epochs=10, callbacks=[initializer], logger=False)

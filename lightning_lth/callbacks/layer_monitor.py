@@ -55,7 +55,7 @@ class LayerStatsMonitor(Callback):
     Raises:
         ValueError: If ``every_n_steps`` is out of its range.
 
-    Example:
+    Examples:
         >>> from lightning.pytorch import Trainer
         >>> monitor = LayerStatsMonitor()
         >>> trainer = Trainer(max_epochs=10, callbacks=[monitor], logger=False)

@@ -49,7 +49,7 @@ class LRFinder(Callback):
     Raises:
         ValueError: If an argument is out of its range.
 
-    Example:
+    Examples:
         >>> from lightning.pytorch import Trainer
         >>> finder = LRFinder(suggestion="slide")
         >>> trainer = Trainer(max_epochs=10, callbacks=[finder], logger=False)

@@ -68,7 +68,7 @@ class IterativeMagnitudePruning(Callback):
     Raises:
         ValueError: If an argument is out of its range.
 
-    Example:
+    Examples:
         >>> from lightning.pytorch import Trainer
         >>> pruning = IterativeMagnitudePruning(rounds=5, fraction=0.2, rewind_step=100)
         >>> trainer = Trainer(max_epochs=10, callbacks=[pruning], logger=False)

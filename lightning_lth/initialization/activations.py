@@ -29,7 +29,7 @@ class Branch:
             normalization layers do not count.
         end_norm: The normalization layer that comes last before the addition, if any.
 
-    Example:
+    Examples:
         >>> Branch(("conv1", "conv2"), end_norm="bn2").end
         'conv2'
     """
@@ -61,7 +61,7 @@ class DataFlow:
         outputs: For each output and each loss, the last layer that it is made from without a
             nonlinearity; of a classifier that returns logits, its head.
 
-    Example:
+    Examples:
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
         >>> data_flow(model, lambda: model(torch.zeros(1, 2))).order
         ('0', '2')
@@ -89,7 +89,7 @@ def data_flow(module: nn.Module, run: Callable[[], object]) -> DataFlow:
     Returns:
         The nonlinearities, gates and residual branches.
 
-    Example:
+    Examples:
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 1))
         >>> dict(data_flow(model, lambda: model(torch.zeros(1, 2))).following)
         {'0': ('tanh',), '2': ('linear',)}

@@ -64,7 +64,7 @@ def auto(distribution: Distribution = "normal", *, activation: str | None = None
         distribution: How values are distributed, where they are independent.
         activation: The nonlinearity that follows, if you know better than the forward pass.
 
-    Example:
+    Examples:
         >>> str(auto().choose(Weight(1, 2, 3, fan_in=3, fan_out=2, activation="tanh")))
         'xavier'
     """

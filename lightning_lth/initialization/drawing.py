@@ -73,7 +73,7 @@ class Weight:
 class Rule(Protocol):
     """Draws the values of a weight; any function with this signature will do.
 
-    Example:
+    Examples:
         >>> def cauchy(weight, generator):
         ...     return torch.empty(weight.shape).cauchy_(0, 0.01, generator=generator)
     """
@@ -93,7 +93,7 @@ class Rule(Protocol):
 def draw(weight: Weight, std: float, distribution: Distribution, generator: Generator) -> Tensor:
     """Independent values with mean 0 and this standard deviation, whatever the distribution.
 
-    Example:
+    Examples:
         >>> weight = Weight(1, 10, 100, fan_in=100.0, fan_out=10.0)
         >>> values = draw(weight, 2.0, "uniform", generator_for(0, "weight"))
         >>> bool(values.abs().max() <= 2 * 3**0.5)
@@ -112,7 +112,7 @@ def draw(weight: Weight, std: float, distribution: Distribution, generator: Gene
 def generator_for(seed: int, name: str) -> Generator:
     """A generator that depends on a seed and a name alone.
 
-    Example:
+    Examples:
         >>> torch.rand(2, generator=generator_for(0, "0.weight"))
         tensor([0.2818, 0.2654])
     """

@@ -31,7 +31,7 @@ def signal_propagation(reports: Mapping[str, SignalReport], *, title: str = "") 
         ImportError: If matplotlib is not installed.
         ValueError: If there are no reports.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from lightning_lth.initialization import signal
         >>> module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU())

@@ -156,7 +156,7 @@ def known(sources: Iterable[Source]) -> frozenset[Source]:
 def ends(pending: Iterable[Source]) -> list[tuple[str, str]]:
     """The layers that go on without a nonlinearity, each with ``"linear"`` or ``"unknown: ..."``.
 
-    Example:
+    Examples:
         >>> ends({Source("a", 0), Source("b", 0), Source("b", 0, (), "pow")})
         [('a', 'linear'), ('b', 'unknown: pow')]
     """

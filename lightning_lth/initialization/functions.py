@@ -70,7 +70,7 @@ _GATED = {"sigmoid": "glu", "silu": "swiglu", "gelu": "geglu", "relu": "reglu"}
 def function_name(function: Callable[..., Any]) -> str:
     """One name for all forms of a function.
 
-    Example:
+    Examples:
         >>> function_name(torch.Tensor.__iadd__), function_name(torch.relu_)
         ('add', 'relu')
     """
@@ -92,7 +92,7 @@ def is_first_power(name: str, args: tuple[Any, ...]) -> bool:
 def text(arguments: Any) -> str:
     """Arguments of a slice in words; tensors are not looked into.
 
-    Example:
+    Examples:
         >>> text([(2, torch.ones(1)), {"dim": -1}])
         '[[2, ...], [[dim, -1]]]'
     """
@@ -121,7 +121,7 @@ def is_norm(name: str) -> bool:
 def activation_kind(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
     """The nonlinearity with its parameters, or None if the function is none.
 
-    Example:
+    Examples:
         >>> activation_kind("leaky_relu", (torch.ones(1), 0.2), {}), activation_kind("flip", (), {})
         ('leaky_relu(0.2)', None)
         >>> activation_kind("clamp", (torch.ones(1),), {"min": 0})
@@ -172,7 +172,7 @@ def _clamp_kind(low: Any, high: Any) -> str:
 def gated_kind(kind: str) -> str:
     """The gated linear unit (Shazeer 2020, arXiv:2002.05202) by the nonlinearity of its gate.
 
-    Example:
+    Examples:
         >>> gated_kind("silu"), gated_kind("tanh")
         ('swiglu', 'gated tanh')
     """
@@ -184,7 +184,7 @@ def gated_kind(kind: str) -> str:
 def composed_kind(outer: str, inner: str) -> str:
     """One nonlinearity on top of another.
 
-    Example:
+    Examples:
         >>> composed_kind("tanh", "softplus")
         'unknown: tanh(softplus)'
     """
@@ -227,7 +227,7 @@ def self_gated_kind(kind: str, inputs: Tensor, gate: Tensor) -> str:
         inputs: For GELU also times 1/2, for hardswish also times 1/6.
         gate: Times any constant.
 
-    Example:
+    Examples:
         >>> x = torch.linspace(-3, 3, 7)
         >>> self_gated_kind("sigmoid", x, x.sigmoid())
         'silu'

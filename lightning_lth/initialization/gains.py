@@ -61,7 +61,7 @@ def gain(activation: str) -> float:
     Raises:
         ValueError: If there is no such nonlinearity.
 
-    Example:
+    Examples:
         >>> gain("gelu")
         1.5335304
         >>> round(gain("leaky_relu(1)"), 6)  # the identity
@@ -94,7 +94,7 @@ def gate_gain(kind: str) -> float:
         kind: ``"glu"``, ``"swiglu"``, ``"geglu"``, ``"reglu"``, ``"bilinear"``, or ``"gated "`` and
             the name of another nonlinearity.
 
-    Example:
+    Examples:
         >>> gate_gain("swiglu") == gain("silu")  # the other half has mean square 1
         True
     """
@@ -104,7 +104,7 @@ def gate_gain(kind: str) -> float:
 def is_gate(activation: str) -> bool:
     """Whether this is what :func:`gate_gain` takes.
 
-    Example:
+    Examples:
         >>> is_gate("glu"), is_gate("gated tanh"), is_gate("tanh")
         (True, True, False)
     """
@@ -120,7 +120,7 @@ def measured_gain(function: Callable[[Tensor], Tensor]) -> float:
     Raises:
         ValueError: If the function is 0 everywhere or not finite.
 
-    Example:
+    Examples:
         >>> round(measured_gain(torch.sin), 4)
         1.5209
     """

@@ -87,7 +87,7 @@ def initialize_(
         RuntimeError: If a layer is lazy and no example shows its shape, or if it is on the meta
             device. The module is unchanged then, as it is if the forward pass fails.
 
-    Example:
+    Examples:
         >>> from torch import nn
         >>> model = nn.Sequential(nn.Linear(64, 100), nn.ReLU(), nn.Linear(100, 10))
         >>> report = initialize_(model, seed=0, example_input=torch.randn(8, 64))

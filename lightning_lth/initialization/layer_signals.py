@@ -30,7 +30,7 @@ class LayerSignal:
         largest_singular_value: Likewise.
         note: Why singular values are missing.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from lightning_lth.initialization.signal import signal_propagation
         >>> signal_propagation(torch.nn.ReLU(), torch.tensor([[3.0, -3.0]]))["ReLU"].dead
@@ -62,7 +62,7 @@ class SignalReport:
             first example, if asked for.
         note: Why these are missing.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from lightning_lth.initialization.signal import signal_propagation
         >>> print(signal_propagation(torch.nn.ReLU(), torch.tensor([[3.0, -3.0]])))

@@ -40,7 +40,7 @@ def lsuv_(module: Module, run: Callable[[], object], layers: Mapping[str, str]) 
     Returns:
         Layer name to reason, for the layers that keep their weight.
 
-    Example:
+    Examples:
         >>> layer = torch.nn.Linear(1, 1, bias=False)
         >>> _ = torch.nn.init.constant_(layer.weight, 8.0)
         >>> lsuv_(layer, lambda: layer(torch.tensor([[-2.0], [2.0]])), {"": "weight"})
@@ -67,7 +67,7 @@ def _to_unit_std(site: Site, signal: Tensor) -> Change | str:
 def mean_and_std(signal: Tensor, dims: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
     """Over these dimensions, or all; on a CPU this is faster than ``torch.var_mean``.
 
-    Example:
+    Examples:
         >>> mean_and_std(torch.tensor([1.0, 3.0]))
         (tensor(2.), tensor(1.))
     """

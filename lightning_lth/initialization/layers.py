@@ -60,7 +60,7 @@ Part = Maps | Fill | Keep
 def parts(layer: Module) -> dict[str, Part] | None:
     """The parameters of a layer by attribute, in the order of the layer; None for unknown types.
 
-    Example:
+    Examples:
         >>> found = parts(nn.Conv2d(64, 128, 3, groups=4, stride=2))
         >>> found["weight"].weight.fan_in, found["weight"].weight.fan_out, found["bias"].value
         (144.0, 72.0, 0.0)

@@ -21,7 +21,7 @@ def materialize_(module: Module, run: Callable[[Module], object]) -> None:
         module: Only its lazy layers are changed; not at all if ``run`` raises.
         run: Calls the copy of ``module`` that it is given. Layers that it does not reach stay lazy.
 
-    Example:
+    Examples:
         >>> model = torch.nn.Sequential(torch.nn.LazyLinear(2))
         >>> materialize_(model, lambda copy: copy(torch.zeros(1, 3)))
         >>> model

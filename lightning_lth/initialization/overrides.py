@@ -22,7 +22,7 @@ class Overrides:
     Raises:
         TypeError: If a key is neither a string nor a type of layer, or a value is not callable.
 
-    Example:
+    Examples:
         >>> from lightning_lth.initialization.rules import he, zeros
         >>> overrides = Overrides({"head": zeros(), "*.weight": he()})
         >>> str(overrides.rule("head.weight", Module()))

@@ -21,7 +21,7 @@ def call(module: Module, example_input: Any) -> Any:
         example_input: A tuple gives positional arguments, a mapping keyword arguments, anything
             else is the only argument.
 
-    Example:
+    Examples:
         >>> call(torch.nn.Bilinear(2, 2, 1), (torch.zeros(3, 2), torch.zeros(3, 2))).shape
         torch.Size([3, 1])
     """
@@ -35,7 +35,7 @@ def call(module: Module, example_input: Any) -> Any:
 def tensors_in(value: Any) -> Iterator[Tensor]:
     """All tensors in nested tuples, lists and dictionaries (and what inherits from them).
 
-    Example:
+    Examples:
         >>> [len(tensor) for tensor in tensors_in({"a": torch.zeros(1), "b": [torch.zeros(2), 3]})]
         [1, 2]
     """
@@ -57,7 +57,7 @@ def unchanged(module: Module, *, parameters: bool = False) -> Iterator[None]:
         module: May be run, trained or evaluated inside.
         parameters: Restore the values of parameters as well, if an exception leaves the context.
 
-    Example:
+    Examples:
         >>> norm = torch.nn.BatchNorm1d(2)
         >>> with unchanged(norm):
         ...     _ = norm(torch.randn(8, 2))

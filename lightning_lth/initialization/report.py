@@ -24,7 +24,7 @@ class InitializedParameter:
         std_after: The same afterwards.
         note: Why it was skipped, or what else there is to know.
 
-    Example:
+    Examples:
         >>> InitializedParameter("0.bias", "Linear", "zeros", std_before=0.1, std_after=0.0).fan
     """
 
@@ -48,7 +48,7 @@ class InitializationReport:
         rows: The rows.
         seed: The seed that all values depend on.
 
-    Example:
+    Examples:
         >>> row = InitializedParameter("0.weight", "Linear", "he", 64.0, 1.41, "relu", 0.072, 0.177)
         >>> print(InitializationReport((row,), seed=0))
         name      type    rule  fan  gain  activation  std before  std after  note

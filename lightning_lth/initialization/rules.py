@@ -65,7 +65,7 @@ def he(
 ) -> VarianceScaling:
     """Variance ``gain^2 / fan``, with the gain of the nonlinearity that follows.
 
-    Example:
+    Examples:
         >>> rule = he()
         >>> rule.gain_of(Weight(1, 10, 50, fan_in=50, fan_out=10, activation="relu", gain=2**0.5))
         1.4142135623730951

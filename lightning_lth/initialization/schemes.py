@@ -116,7 +116,7 @@ def scheme_of(scheme: str | Scheme) -> Scheme:
         ValueError: If there is no scheme of that name.
         TypeError: If it is neither a name nor callable.
 
-    Example:
+    Examples:
         >>> str(scheme_of("he"))
         'he'
     """

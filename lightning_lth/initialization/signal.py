@@ -51,7 +51,7 @@ def signal_propagation(
     Raises:
         ValueError: If ``example_input`` is empty or not finite, or no output is floating-point.
 
-    Example:
+    Examples:
         >>> from torch import nn
         >>> module = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Hardtanh())
         >>> _ = nn.init.ones_(module[0].weight)

@@ -22,7 +22,7 @@ def standard_deviation(values: Tensor) -> float:
     Args:
         values: Floating-point numbers of any shape; at least one.
 
-    Example:
+    Examples:
         >>> standard_deviation(torch.tensor([1.0, 3.0]))
         1.0
     """

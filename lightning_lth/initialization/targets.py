@@ -82,7 +82,7 @@ def targets(module: Module) -> list[Target]:
 
     Embeddings come first among those that share memory.
 
-    Example:
+    Examples:
         >>> [target.name for target in targets(torch.nn.Sequential(torch.nn.Linear(2, 1)))]
         ['0.weight', '0.bias']
     """

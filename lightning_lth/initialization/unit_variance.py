@@ -66,7 +66,7 @@ def data_dependent_(
     Returns:
         Layer name to reason, for the layers that were not, or not fully, brought into line.
 
-    Example:
+    Examples:
         >>> layer = torch.nn.Linear(1, 1)
         >>> batch = torch.tensor([[1.0], [3.0]])
         >>> data_dependent_(layer, lambda: layer(batch), {"": "weight"}, seed=0, iterations=0)

@@ -21,7 +21,7 @@ _SPECTRAL = "spectral_norm divides the scale away"
 def own_parameters(layer: Module) -> dict[str, list[Parameter]]:
     """What a layer computes with, by attribute, and the parameters behind each.
 
-    Example:
+    Examples:
         >>> layer = torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(2, 1))
         >>> {name: len(behind) for name, behind in own_parameters(layer).items()}
         {'weight': 2, 'bias': 1}
@@ -41,7 +41,7 @@ def own_parameters(layer: Module) -> dict[str, list[Parameter]]:
 def effective(layer: Module, attribute: str) -> Tensor:
     """The values that the layer computes with.
 
-    Example:
+    Examples:
         >>> layer = torch.nn.utils.prune.l1_unstructured(torch.nn.Linear(4, 1), "weight", amount=3)
         >>> int((effective(layer, "weight") != 0).sum())
         1
@@ -66,7 +66,7 @@ def pruning_mask(layer: Module, attribute: str) -> Tensor | None:
 def pruning_masks(module: Module) -> dict[str, Tensor]:
     """All masks of ``torch.nn.utils.prune`` by the name of the weight.
 
-    Example:
+    Examples:
         >>> model = torch.nn.Sequential(torch.nn.Linear(2, 1))
         >>> _ = torch.nn.utils.prune.random_unstructured(model[0], "weight", amount=1)
         >>> pruning_masks(model)["0.weight"].shape
@@ -84,7 +84,7 @@ def pruning_masks(module: Module) -> dict[str, Tensor]:
 def name_of(layer_name: str, attribute: str = "") -> str:
     """The name of a parameter or a layer, without the ``_orig_mod`` of compiled modules.
 
-    Example:
+    Examples:
         >>> name_of("encoder._orig_mod.0", "weight")
         'encoder.0.weight'
     """
@@ -132,7 +132,7 @@ def write_(layer: Module, attribute: str, values: Tensor) -> str:
     Returns:
         What the user should know, e.g. that the scale is lost; mostly nothing.
 
-    Example:
+    Examples:
         >>> layer = torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(2, 1))
         >>> write_(layer, "weight", torch.tensor([[3.0, 4.0]]))
         ''

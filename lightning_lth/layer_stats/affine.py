@@ -44,7 +44,7 @@ def affine_statistics(
     Raises:
         ValueError: If a layer is no normalization layer.
 
-    Example:
+    Examples:
         >>> layer = torch.nn.BatchNorm1d(2)
         >>> layer.bias.data = torch.tensor([-4.0, 1.0])
         >>> affine_statistics({"bn": layer}, before_relu={"bn"}).to_numbers()[("bn", "dead")]

@@ -65,7 +65,7 @@ class BatchNormState(Enum):
 def state_of(layer: Module) -> BatchNormState:
     """The state of a batch-norm layer, from its attributes alone.
 
-    Example:
+    Examples:
         >>> state_of(torch.nn.BatchNorm1d(2).eval())
         <BatchNormState.EVALUATION: 'evaluation'>
     """
@@ -93,7 +93,7 @@ def momentum_horizon(layer: Module) -> float:
         ``1 / momentum``; infinity for 0 or none at all. For ``momentum=None`` the number of passes
         so far, for which it waits for the device.
 
-    Example:
+    Examples:
         >>> momentum_horizon(torch.nn.BatchNorm1d(2, momentum=0.1))
         10.0
     """
@@ -115,7 +115,7 @@ def is_warmed_up(layer: Module, batches_tracked: float) -> bool:
         Whether it saw more than ``3 / momentum`` batches: at most 5 % is left of the start. With
         ``momentum=None``, which forgets the start at once, more than 3.
 
-    Example:
+    Examples:
         >>> is_warmed_up(torch.nn.BatchNorm1d(2, momentum=0.1), 30.0)
         False
     """
@@ -135,7 +135,7 @@ class BatchNormReader:
         layers: Name to layer. Only subclasses of torch's batch norm are read. Instance norm is not:
             it does not count its forward passes.
 
-    Example:
+    Examples:
         >>> layer = torch.nn.BatchNorm1d(1)
         >>> reader = BatchNormReader({"bn": layer})
         >>> reader.before()

@@ -47,7 +47,7 @@ def diagnose_batch_norm(
         facts: About the layer.
         thresholds: When to speak.
 
-    Example:
+    Examples:
         >>> facts = BatchNormFacts(BatchNormState.TRACKING, dropouts_before=["drop"])
         >>> found = diagnose_batch_norm("bn", {"train_eval_ratio": 0.8}, facts, Thresholds())
         >>> found[0].finding
@@ -65,7 +65,7 @@ def diagnose_dropout(
 ) -> Iterator[Diagnosis]:
     """The finding about a Dropout, if there is one.
 
-    Example:
+    Examples:
         >>> [found] = diagnose_dropout("drop", {"keep": 0.6, "keep_z": 9.0}, Thresholds())
         >>> found.finding
         <Finding.KEEP_RATE: 'keep rate'>
@@ -87,7 +87,7 @@ def diagnose_uses(training: Facts | None, evaluation: Facts | None) -> list[Diag
         training: What a survey of a training batch found.
         evaluation: What a survey of an evaluation batch found.
 
-    Example:
+    Examples:
         >>> use = FunctionalDropout("head", "dropout", p=0.5, is_training=True, is_left_on=True)
         >>> diagnose_uses(None, Facts(functional_dropout=[use]))[0].finding
         <Finding.DROPOUT_IN_EVALUATION: 'dropout in evaluation'>

@@ -26,7 +26,7 @@ def keep_counts(input: Tensor, output: Tensor, layer: nn.Module) -> Tensor:
     Returns:
         Kept and drawn, shape ``(2,)``.
 
-    Example:
+    Examples:
         >>> before, after = torch.tensor([[3.0, 0.0, 1.0]]), torch.tensor([[6.0, 0.0, 0.0]])
         >>> keep_counts(before, after, nn.Dropout(0.5))
         tensor([1., 2.])
@@ -51,7 +51,7 @@ def kept_count(output: Tensor, layer: nn.Module) -> Tensor:
 def drop_probability(layer: nn.Module) -> float:
     """The ``p`` of a dropout layer.
 
-    Example:
+    Examples:
         >>> drop_probability(nn.Dropout2d(0.1))
         0.1
     """
@@ -76,7 +76,7 @@ def keep_statistics(counts: Tensor, keep_probability: Tensor) -> dict[str, Tenso
         ``keep_high``; ``keep_z``, the distance from ``keep_probability`` in standard errors. NaN
         without draws, and the last one if the probability is 0 or 1.
 
-    Example:
+    Examples:
         >>> keep_statistics(torch.tensor([[60.0, 100.0]]), torch.tensor([0.5]))["keep_z"]
         tensor([2.0000])
 
@@ -109,7 +109,7 @@ def variance_ratio(input: Tensor, keep_probability: float, *, channel_dim: int =
     Returns:
         One number between 0 and ``q``; NaN if all is zero, and if channels have one value.
 
-    Example:
+    Examples:
         >>> variance_ratio(torch.tensor([[0.0], [2.0]] * 8), keep_probability=0.5)
         tensor(0.3333)
 
@@ -133,7 +133,7 @@ def channel_dim(input: Tensor, layer: nn.Module) -> int:
     The second; but the last of ``(batch, time, features)``, which is what ``nn.Dropout`` in
     transformers and recurrent networks gets. Layers that drop channels take the second anyway.
 
-    Example:
+    Examples:
         >>> [channel_dim(torch.ones(shape), nn.Dropout()) for shape in ((2, 3, 4), (2, 3, 4, 4))]
         [2, 1]
     """
@@ -160,7 +160,7 @@ def _count(values: Tensor, layer: nn.Module, dropped: float, scale: float = 1.0)
 def first_eighth(values: Tensor) -> Tensor:
     """The first eighth of a batch, at least one sample: enough to read, and cheap.
 
-    Example:
+    Examples:
         >>> first_eighth(torch.arange(9.0))
         tensor([0., 1.])
     """

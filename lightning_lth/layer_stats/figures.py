@@ -26,7 +26,7 @@ def heat_map(table: Table, layers: Sequence[str], statistic: str) -> Figure:
     Raises:
         ImportError: If matplotlib is not installed.
 
-    Example:
+    Examples:
         >>> table = Table()
         >>> table.add(0, {("bn", "drift_mean"): 0.3})
         >>> heat_map(table, ["bn"], "drift_mean").axes[0].get_title()

@@ -7,15 +7,14 @@ from enum import Enum
 from typing import final
 
 
-@final
-@dataclass(frozen=True)
+@dataclass(frozen=True)  # not final: jsonargparse refuses a default of a final class
 class Thresholds:
     """From where on a statistic is worth a word.
 
     Attributes:
         variance_shift: ``1 / train_eval_ratio`` behind a Dropout, whose absence in evaluation makes
-            the variance smaller. Without a Dropout it is below 1.02; 0.2 of Dropout gives 1.1 and
-            more (a 4-layer CNN on Fashion-MNIST).
+            the variance smaller. In a 4-layer CNN on Fashion-MNIST it is below 1.02 without a
+            Dropout, 1.1 and more with 0.2 of it; a network that overfits has more, too.
         train_eval_shift: Where no Dropout explains it.
         values_per_channel: Fewer than this; with 16 the batch's variance is off by
             ``sqrt(2 / 16)``, 35 %, as a rule.
@@ -23,7 +22,7 @@ class Thresholds:
         keep_z: Deviation of the observed keep rate, in standard deviations; 6 never comes by
             chance.
 
-    Example:
+    Examples:
         >>> Thresholds(dead_channels=0.5).dead_channels
         0.5
     """
@@ -63,7 +62,7 @@ class Diagnosis:
         layer: Name of the layer; empty for the module itself.
         message: The same in words, with the numbers and a remedy.
 
-    Example:
+    Examples:
         >>> Diagnosis(Finding.UNWATCHED_DROPOUT, "head", "...").is_problem
         False
     """

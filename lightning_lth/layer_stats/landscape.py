@@ -130,7 +130,7 @@ def probe(
         keep pruned weights at zero: mask by tensor hooks meanwhile. The weights are written to, so
         torch refuses the backward pass of a loss computed before.
 
-    Example:
+    Examples:
         >>> layer = torch.nn.Linear(1, 1, bias=False)
         >>> _ = torch.nn.init.constant_(layer.weight, 2.0)
         >>> loss = lambda: layer(torch.ones(1)).square().sum()

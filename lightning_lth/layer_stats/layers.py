@@ -42,7 +42,7 @@ def normalization_layers(module: nn.Module) -> dict[str, nn.Module]:
     Args:
         module: The network. If it is a normalization layer itself, its name is ``""``.
 
-    Example:
+    Examples:
         >>> list(normalization_layers(nn.Sequential(nn.Linear(1, 2), nn.BatchNorm1d(2))))
         ['1']
     """
@@ -62,7 +62,7 @@ def group(layer: nn.Module) -> str:
     Raises:
         ValueError: If it is no normalization layer.
 
-    Example:
+    Examples:
         >>> group(nn.SyncBatchNorm(2))
         'batch_norm'
     """
@@ -80,7 +80,7 @@ def dropout_layers(module: nn.Module) -> dict[str, nn.Module]:
 
     Dropout that is no layer (``F.dropout``, ``nn.LSTM(dropout=...)``, attention) is not found.
 
-    Example:
+    Examples:
         >>> list(dropout_layers(nn.Sequential(nn.Linear(1, 2), nn.AlphaDropout(0.1))))
         ['1']
     """
@@ -97,7 +97,7 @@ class Spans:
         widths: The number of entries of each vector.
         device: Where the vectors are.
 
-    Example:
+    Examples:
         >>> spans = Spans([1, 2], torch.device("cpu"))
         >>> spans.means(torch.tensor([5.0, 1.0, 2.0]))
         tensor([5.0000, 1.5000])

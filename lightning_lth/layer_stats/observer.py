@@ -44,7 +44,7 @@ class LayerObserver:
         module: The network.
         activations: Also mean and standard deviation of the input of each normalization layer.
 
-    Example:
+    Examples:
         >>> import torch
         >>> network = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.BatchNorm1d(2))
         >>> observer = LayerObserver(network)

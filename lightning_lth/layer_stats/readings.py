@@ -20,7 +20,7 @@ class Readings:
         names: ``(layer, statistic)`` of each value.
         values: Shape ``(len(names),)``; NaN where a statistic does not exist at present.
 
-    Example:
+    Examples:
         >>> names = (("bn", "drift_mean"), ("bn", "dead"))
         >>> readings = Readings(names, torch.tensor([0.5, torch.nan]))
         >>> readings.to_numbers()
@@ -39,7 +39,7 @@ class Readings:
 def joined(parts: Sequence[Readings]) -> Readings:
     """All readings as one, on the device of the first.
 
-    Example:
+    Examples:
         >>> a = Readings((("bn", "dead"),), torch.tensor([0.25]))
         >>> b = Readings((("drop", "keep"),), torch.tensor([0.5]))
         >>> joined([a, b]).to_numbers()

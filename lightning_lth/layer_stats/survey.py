@@ -43,7 +43,7 @@ class Survey(TorchFunctionMode):
     Attributes:
         facts: What is known so far.
 
-    Example:
+    Examples:
         >>> network = nn.Sequential(nn.Dropout(0.1), nn.BatchNorm1d(2), nn.ReLU())
         >>> with Survey(network) as survey:
         ...     output = network(torch.ones(4, 2))
@@ -128,7 +128,7 @@ def fallback(module: nn.Module) -> Facts:
 
     Functions are not seen: ``F.relu``, ``F.dropout``.
 
-    Example:
+    Examples:
         >>> fallback(nn.Sequential(nn.BatchNorm1d(2), nn.ReLU())).before_relu
         {'0'}
     """
@@ -150,7 +150,7 @@ def fallback(module: nn.Module) -> Facts:
 def is_compiled(module: nn.Module) -> bool:
     """Whether any part is compiled, by ``torch.compile``, ``Module.compile`` or Lightning.
 
-    Example:
+    Examples:
         >>> is_compiled(torch.compile(nn.ReLU())), is_compiled(nn.ReLU())
         (True, False)
     """

@@ -18,7 +18,7 @@ class Table:
     Raises:
         ValueError: If ``capacity`` is less than 2.
 
-    Example:
+    Examples:
         >>> table = Table(capacity=4)
         >>> for step in range(9):
         ...     table.add(step, {("bn", "dead"): step / 10})

@@ -34,7 +34,7 @@ class Watch:
         activations: Also read mean and standard deviation of the input of every normalization
             layer while ``is_on``.
 
-    Example:
+    Examples:
         >>> network = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(2))
         >>> watch = Watch(network)
         >>> watch.is_on = True

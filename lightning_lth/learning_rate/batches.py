@@ -26,7 +26,7 @@ def endless(loader: Iterable[Batch]) -> Generator[Batch, None, None]:
     Raises:
         ValueError: If a pass gives no batch.
 
-    Example:
+    Examples:
         >>> batches = endless([1, 2])
         >>> [next(batches) for _ in range(5)]
         [1, 2, 1, 2, 1]
@@ -88,7 +88,7 @@ def check_rewindable(loader: object) -> None:
 def generators_in(loader: object) -> list[torch.Generator]:
     """Torch's random generators that a loader, its samplers and its data set hold.
 
-    Example:
+    Examples:
         >>> generator = torch.Generator()
         >>> loader = DataLoader([0, 1], shuffle=True, generator=generator)
         >>> generators_in(loader) == [generator]

@@ -26,7 +26,7 @@ class DebiasedMean:
     Raises:
         ValueError: If ``beta`` is outside [0, 1).
 
-    Example:
+    Examples:
         >>> mean = DebiasedMean(0.5)
         >>> mean.update(3.0), mean.update(6.0)  # (0.25 * 3 + 0.5 * 6) / (1 - 0.25)
         (3.0, 5.0)
@@ -65,7 +65,7 @@ class Curve:
     Raises:
         ValueError: If there are no values, not as many losses, or the values do not increase.
 
-    Example:
+    Examples:
         >>> curve = Curve("lr", (0.1, 0.2, 0.4), (3.0, 6.0, float("nan")))
         >>> curve.smoothed(beta=0.5)
         (3.0, 5.0, 5.0)

@@ -14,7 +14,7 @@ Policy = Literal["triangular", "triangular2", "exp_range"]
 class Cycle(Protocol):
     """The learning rate and the momentum of every optimizer step.
 
-    Example:
+    Examples:
         >>> class Constant:
         ...     def rate(self, step): return 0.1
         ...     def momentum(self, step): return None
@@ -53,7 +53,7 @@ class Triangular:
     Warns:
         UserWarning: If ``gamma`` cannot take effect.
 
-    Example:
+    Examples:
         >>> cycle = Triangular(0.001, 0.006, 2000)
         >>> [round(cycle.rate(step), 6) for step in (0, 1000, 2000, 3000, 4000)]
         [0.001, 0.0035, 0.006, 0.0035, 0.001]
@@ -133,7 +133,7 @@ class CosineRestarts:
         TypeError: If a number is something else.
         ValueError: If a setting is outside of its range, or only one momentum is given.
 
-    Example:
+    Examples:
         >>> cycle = CosineRestarts(0.0, 0.1, 2, cycle_multiplier=2)
         >>> [round(cycle.rate(step), 4) for step in range(7)]
         [0.1, 0.05, 0.1, 0.0854, 0.05, 0.0146, 0.1]
@@ -191,7 +191,7 @@ def locate(step: int, length: int, multiplier: float) -> tuple[int, int, int]:
         Number of the cycle from 0, steps since it began, and how many steps it has. The cost does
         not depend on ``step``.
 
-    Example:
+    Examples:
         >>> [locate(step, 4, 1.5) for step in (3, 4, 9, 10, 18, 19)]  # begin: 0, 4, 10, 19
         [(0, 3, 4), (1, 0, 6), (1, 5, 6), (2, 0, 9), (2, 8, 9), (3, 0, 14)]
     """
@@ -215,7 +215,7 @@ def _begin(cycle: int, length: int, growth: float) -> int:
 def blend(low: float, high: float, height: float) -> float:
     """The value at a height between two others: exactly ``low`` at 0 and ``high`` at 1.
 
-    Example:
+    Examples:
         >>> blend(1.0, 3.0, 0.25)
         1.5
     """
@@ -225,7 +225,7 @@ def blend(low: float, high: float, height: float) -> float:
 def momentum_at(height: float, base: float | None, top: float | None) -> float | None:
     """The momentum opposite to a rate of this height: the lowest at 1; None without bounds.
 
-    Example:
+    Examples:
         >>> momentum_at(0.25, 0.8, 1.0), momentum_at(0.25, None, None)
         (0.95, None)
     """

@@ -34,7 +34,7 @@ def range_test(result: RangeTest, *, title: str = "") -> Figure:
     Raises:
         ImportError: If matplotlib is not installed.
 
-    Example:
+    Examples:
         >>> from lightning_lth.learning_rate.curves import Curve
         >>> from lightning_lth.learning_rate.range_test import RangeTest
         >>> result = RangeTest.of(Curve("lr", (0.01, 0.1, 1.0), (3.0, 2.0, 4.0)), "valley")
@@ -60,6 +60,9 @@ def range_test(result: RangeTest, *, title: str = "") -> Figure:
 def _plot_losses(axes: Axes, curve: Curve) -> None:
     measured = [loss if math.isfinite(loss) else math.nan for loss in curve.losses]
     smoothed = curve.smoothed()
+    if curve.parameter != "lr":  # a run for each value: there is no noise from one to the next
+        axes.plot(curve.values, measured, color="tab:blue", marker="o", label="measured")
+        return
     axes.plot(curve.values, measured, color="tab:blue", alpha=0.35, label="measured")
     axes.plot(curve.values, smoothed, color="tab:blue", label="smoothed")
     finite = [loss for loss in smoothed if math.isfinite(loss)]

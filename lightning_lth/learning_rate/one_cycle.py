@@ -43,7 +43,7 @@ class OneCycle:
         TypeError: If a number is something else.
         ValueError: If a setting is outside of its range, or only one momentum is given.
 
-    Example:
+    Examples:
         >>> cycle = OneCycle(1.0, 10, warm_up_fraction=0.4, shape="linear", three_phases=True)
         >>> [round(cycle.rate(step), 4) for step in range(10)]
         [0.04, 0.36, 0.68, 1.0, 0.68, 0.36, 0.04, 0.0267, 0.0133, 0.0]

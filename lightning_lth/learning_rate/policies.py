@@ -45,7 +45,7 @@ class Settings:
         Raises:
             ValueError: If a setting is out of its range, or one cycle does not fit into training.
 
-        Example:
+        Examples:
             >>> cycle = Settings("one_cycle").cycle(0.1, 1.0, step_size=4, num_steps=10)
             >>> [round(cycle.rate(step), 4) for step in (0, 4, 9)]
             [0.1, 1.0, 0.0001]

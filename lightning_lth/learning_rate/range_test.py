@@ -50,7 +50,7 @@ class RangeTest:
         range: Base and maximum for a cyclical schedule.
         ratios: Value of each parameter group over that of the first; the test kept them.
 
-    Example:
+    Examples:
         >>> print(RangeTest.of(Curve("lr", (0.1, 0.2), (2.0, 1.0)), "valley"))
         range test of lr: 2 points from 0.1 to 0.2
         valley   none: the curve has 2 finite points, fewer than 10 (chosen)
@@ -142,7 +142,7 @@ def range_test(
         ValueError: If a number is out of range, ``loader`` is empty or can be read only once, the
             optimizer has no parameter groups, or its first one no rate to scale.
 
-    Example:
+    Examples:
         >>> module = torch.nn.Linear(1, 1)
         >>> _ = torch.nn.init.zeros_(module.weight), torch.nn.init.zeros_(module.bias)
         >>> optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
@@ -183,7 +183,7 @@ def lr_ratios(optimizer: Optimizer) -> tuple[float, ...]:
     Raises:
         ValueError: If there are no groups, or the first has no positive rate.
 
-    Example:
+    Examples:
         >>> groups = [{"params": torch.nn.Parameter(torch.ones(1)), "lr": lr} for lr in (0.1, 0.2)]
         >>> lr_ratios(torch.optim.SGD(groups))
         (1.0, 2.0)

@@ -32,7 +32,7 @@ def schedule(cycle: Cycle, num_steps: int, *, title: str = "") -> Figure:
         ImportError: If matplotlib is not installed.
         ValueError: If there are no steps to show.
 
-    Example:
+    Examples:
         >>> from lightning_lth.learning_rate.cycles import Triangular
         >>> figure = schedule(Triangular(0.001, 0.006, 2000), 8000)
         >>> [axes.get_ylabel() for axes in figure.axes]

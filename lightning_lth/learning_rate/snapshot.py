@@ -43,7 +43,7 @@ class Snapshot:
     of Python, NumPy, torch and CUDA. Not covered: other attributes of modules, and submodules or
     hooks added since. The copies live on the CPU.
 
-    Example:
+    Examples:
         >>> layer = torch.nn.Linear(2, 1, bias=False)
         >>> snapshot = Snapshot.take(layer)
         >>> with torch.no_grad():
@@ -112,7 +112,7 @@ def undone(
     Yields:
         The snapshot, to go back in between as well.
 
-    Example:
+    Examples:
         >>> layer = torch.nn.Linear(1, 1)
         >>> optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
         >>> with undone(layer, [optimizer]):

@@ -89,7 +89,7 @@ def suggest(curve: Curve, rule: Rule = "valley") -> Suggestion:
     Raises:
         ValueError: If the rule is none of the above.
 
-    Example:
+    Examples:
         >>> values = [10.0 ** (exponent / 10) for exponent in range(-40, 1)]
         >>> curve = Curve("lr", tuple(values), tuple((value - 0.3) ** 2 for value in values))
         >>> suggest(curve, "minimum").index, suggest(Curve("lr", (0.1,), (2.3,)), "minimum").reason

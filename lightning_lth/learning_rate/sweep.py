@@ -28,7 +28,7 @@ def ladder(
     Raises:
         ValueError: If the ends, their order, the number or the mode are not as above.
 
-    Example:
+    Examples:
         >>> [round(value, 9) for value in ladder(0.001, 1.0, 4)]
         [0.001, 0.01, 0.1, 1.0]
     """
@@ -105,7 +105,7 @@ def sweep(
     Raises:
         ValueError: If there are no values, or ``smoothing`` or ``diverge_factor`` is out of range.
 
-    Example:
+    Examples:
         >>> sweep((0.1, 0.2, 0.4), lambda value: value if value < 0.3 else float("inf")).losses
         (0.1, 0.2, inf)
 
@@ -142,7 +142,7 @@ class Divergence:
         Where the lowest is not positive, its multiples mean nothing. Then the loss may rise by
         ``factor - 1`` times the lowest's size, or the fall to it if that is larger.
 
-    Example:
+    Examples:
         >>> divergence = Divergence(factor=4.0, smoothing=0.0)
         >>> [divergence.reached_by(loss) for loss in [1.0] * 10 + [4.0, 4.1]][-2:]
         [False, True]
@@ -204,7 +204,7 @@ def restarting_sweep(
     Raises:
         ValueError: If there are no values, or no steps.
 
-    Example:
+    Examples:
         >>> total = []
         >>> def step(value):
         ...     total.append(value)

@@ -48,7 +48,7 @@ def snip(
     Raises:
         ValueError: If there is no batch, or the loss is not a scalar.
 
-    Example:
+    Examples:
         >>> layer = torch.nn.Linear(2, 1, bias=False)
         >>> layer.weight.data = torch.tensor([[3.0, -1.0]])
         >>> batch = torch.tensor([[1.0, 5.0]]), torch.tensor([[0.0]])
@@ -96,7 +96,7 @@ def grasp(
     Raises:
         ValueError: If there is no batch, the loss is not a scalar, or the temperature not above 0.
 
-    Example:
+    Examples:
         >>> layer = torch.nn.Linear(2, 1, bias=False)
         >>> layer.weight.data = torch.tensor([[3.0, 1.0]])
         >>> batch = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0]])
@@ -152,7 +152,7 @@ def synflow_scores(
     Raises:
         TypeError: If ``example`` is not a floating-point tensor.
 
-    Example:
+    Examples:
         >>> network = torch.nn.Sequential(torch.nn.Linear(2, 1), torch.nn.Linear(1, 1))
         >>> network[0].weight.data = torch.tensor([[3.0, -1.0]])
         >>> network[1].weight.data = torch.tensor([[-2.0]])
@@ -201,7 +201,7 @@ def synflow(
         TypeError: If ``example`` is not a floating-point tensor.
         ValueError: If ``density`` or ``iterations`` is out of range.
 
-    Example:
+    Examples:
         >>> network = torch.nn.Sequential(torch.nn.Linear(20, 30), torch.nn.Linear(30, 5))
         >>> masks = synflow(network, torch.zeros(1, 20), 0.004)
         >>> masks.num_remaining, min(masks.remaining().values())  # of 750; no layer is empty

@@ -35,7 +35,7 @@ def l2_distance(
     Raises:
         ValueError: If names or shapes differ.
 
-    Example:
+    Examples:
         >>> first, second = {"w": torch.tensor([0.0, 0.0])}, {"w": torch.tensor([3.0, 4.0])}
         >>> l2_distance(first, second)
         5.0
@@ -59,7 +59,7 @@ def angle_degrees(
     Raises:
         ValueError: If names or shapes differ.
 
-    Example:
+    Examples:
         >>> angle_degrees({"w": torch.tensor([1.0, 0.0])}, {"w": torch.tensor([0.0, 2.0])})
         90.0
     """
@@ -91,7 +91,7 @@ def interpolate(
     Raises:
         ValueError: If names or shapes differ.
 
-    Example:
+    Examples:
         >>> interpolate({"w": torch.tensor([4.0])}, {"w": torch.tensor([0.0])}, alpha=0.25)
         {'w': tensor([1.])}
 
@@ -115,7 +115,7 @@ def error_barrier(errors: Sequence[float]) -> float:
     Raises:
         ValueError: If there are fewer than two errors.
 
-    Example:
+    Examples:
         >>> error_barrier([0.25, 0.75, 0.5])
         0.375
 

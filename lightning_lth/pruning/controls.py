@@ -27,7 +27,7 @@ def shuffled_masks(masks: Masks, *, seed: int) -> Masks:
     Returns:
         New masks with the same names, shapes and devices.
 
-    Example:
+    Examples:
         >>> import torch
         >>> masks = Masks({"a": torch.tensor([1, 1, 0, 0, 0]), "b": torch.tensor([0, 1])})
         >>> shuffled_masks(masks, seed=0).remaining()
@@ -58,7 +58,7 @@ def random_masks(masks: Masks, *, seed: int) -> Masks:
     Returns:
         New masks with the same names, shapes and devices.
 
-    Example:
+    Examples:
         >>> import torch
         >>> masks = Masks({"a": torch.tensor([1, 1, 1, 1]), "b": torch.tensor([0, 0, 0, 0])})
         >>> random_masks(masks, seed=0).num_remaining
@@ -89,7 +89,7 @@ def keep_signs(
     Raises:
         ValueError: If a name is missing in ``fresh`` or ``initial``.
 
-    Example:
+    Examples:
         >>> import torch
         >>> fresh, initial = {"w": torch.tensor([0.5, -2.0])}, {"w": torch.tensor([-1.0, -1.0])}
         >>> keep_signs(fresh, initial, ["w"])
@@ -119,7 +119,7 @@ def signed_constants(initial: Mapping[str, Tensor], names: Iterable[str]) -> dic
     Raises:
         ValueError: If a name is missing in ``initial``.
 
-    Example:
+    Examples:
         >>> import torch
         >>> signed_constants({"w": torch.tensor([3.0, -3.0, 1.0, -1.0])}, ["w"])  # sqrt(20 / 4)
         {'w': tensor([ 2.2361, -2.2361,  2.2361, -2.2361])}
@@ -147,7 +147,7 @@ def derive_seed(seed: int, *names: str | int) -> int:
     Raises:
         TypeError: If something is neither a string nor a whole number.
 
-    Example:
+    Examples:
         >>> derive_seed(0, "random_reinit", 1)
         407231860
     """

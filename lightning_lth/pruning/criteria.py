@@ -14,15 +14,15 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor
 
-from lightning_lth.pruning.scoring import Criterion, Scores, magnitude
+from lightning_lth.pruning.scoring import NOT_GIVEN, Criterion, Scores, magnitude
 
 large_final = magnitude
 
 
-def small_final(final: Mapping[str, Tensor], initial: Mapping[str, Tensor] | None = None) -> Scores:
+def small_final(final: Mapping[str, Tensor], initial: Mapping[str, Tensor] = NOT_GIVEN) -> Scores:
     """``-|final|``: keep the weights that end up near zero. ``initial`` is not looked at.
 
-    Example:
+    Examples:
         >>> small_final({"weight": torch.tensor([-3.0, 1.0])}).materialize()
         {'weight': tensor([-3., -1.])}
     """
@@ -32,7 +32,7 @@ def small_final(final: Mapping[str, Tensor], initial: Mapping[str, Tensor] | Non
 def large_init(final: Mapping[str, Tensor], initial: Mapping[str, Tensor]) -> Scores:
     """``|initial|``: keep the weights that began far from zero.
 
-    Example:
+    Examples:
         >>> final, initial = {"w": torch.tensor([-3.0, 1.0])}, {"w": torch.tensor([0.5, 2.0])}
         >>> large_init(final, initial).materialize()
         {'w': tensor([0.5000, 2.0000])}
@@ -43,7 +43,7 @@ def large_init(final: Mapping[str, Tensor], initial: Mapping[str, Tensor]) -> Sc
 def small_init(final: Mapping[str, Tensor], initial: Mapping[str, Tensor]) -> Scores:
     """``-|initial|``: keep the weights that began near zero.
 
-    Example:
+    Examples:
         >>> final, initial = {"w": torch.tensor([-3.0, 1.0])}, {"w": torch.tensor([0.5, 2.0])}
         >>> small_init(final, initial).materialize()
         {'w': tensor([-0.5000, -2.0000])}
@@ -58,7 +58,7 @@ def large_init_large_final(alpha: float = 1.0) -> Criterion:
     Args:
         alpha: How much the end counts against the beginning, above 0.
 
-    Example:
+    Examples:
         >>> final, initial = {"w": torch.tensor([-3.0, 1.0])}, {"w": torch.tensor([0.5, 2.0])}
         >>> large_init_large_final(alpha=1.0)(final, initial).materialize()
         {'w': tensor([0.5000, 1.0000])}
@@ -72,7 +72,7 @@ def small_init_small_final(alpha: float = 1.0) -> Criterion:
     Args:
         alpha: How much the end counts against the beginning, above 0.
 
-    Example:
+    Examples:
         >>> final, initial = {"w": torch.tensor([-3.0, 1.0])}, {"w": torch.tensor([0.5, 2.0])}
         >>> small_init_small_final(alpha=1.0)(final, initial).materialize()
         {'w': tensor([-3., -2.])}
@@ -83,7 +83,7 @@ def small_init_small_final(alpha: float = 1.0) -> Criterion:
 def magnitude_increase(final: Mapping[str, Tensor], initial: Mapping[str, Tensor]) -> Scores:
     """``|final| - |initial|``: keep the weights that moved away from zero.
 
-    Example:
+    Examples:
         >>> final, initial = {"w": torch.tensor([-3.0, 1.0])}, {"w": torch.tensor([0.5, 2.0])}
         >>> magnitude_increase(final, initial).materialize()
         {'w': tensor([ 2.5000, -1.0000])}
@@ -94,7 +94,7 @@ def magnitude_increase(final: Mapping[str, Tensor], initial: Mapping[str, Tensor
 def movement(final: Mapping[str, Tensor], initial: Mapping[str, Tensor]) -> Scores:
     """``|final - initial|``: keep the weights that moved far.
 
-    Example:
+    Examples:
         >>> final, initial = {"w": torch.tensor([-3.0, 1.0])}, {"w": torch.tensor([0.5, 2.0])}
         >>> movement(final, initial).materialize()
         {'w': tensor([3.5000, 1.0000])}
@@ -105,7 +105,7 @@ def movement(final: Mapping[str, Tensor], initial: Mapping[str, Tensor]) -> Scor
 def large_final_same_sign(final: Mapping[str, Tensor], initial: Mapping[str, Tensor]) -> Scores:
     """``max(0, sign(initial) * final)``: keep large weights that kept their sign (supermasks).
 
-    Example:
+    Examples:
         >>> final, initial = {"w": torch.tensor([-3.0, 1.0])}, {"w": torch.tensor([0.5, 2.0])}
         >>> large_final_same_sign(final, initial).materialize()
         {'w': tensor([0., 1.])}
@@ -120,7 +120,7 @@ def large_final_same_sign(final: Mapping[str, Tensor], initial: Mapping[str, Ten
 def large_final_diff_sign(final: Mapping[str, Tensor], initial: Mapping[str, Tensor]) -> Scores:
     """``max(0, -sign(initial) * final)``: keep large weights that changed sign (a control).
 
-    Example:
+    Examples:
         >>> final, initial = {"w": torch.tensor([-3.0, 1.0])}, {"w": torch.tensor([0.5, 2.0])}
         >>> large_final_diff_sign(final, initial).materialize()
         {'w': tensor([3., 0.])}

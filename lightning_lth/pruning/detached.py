@@ -35,7 +35,7 @@ class DetachedNetwork:
         weights: Those of the selected parameters, by the names of masks; the only ones of which
             gradients are taken.
 
-    Example:
+    Examples:
         >>> network = DetachedNetwork.of(torch.nn.Linear(2, 1), None, torch.zeros_like)
         >>> network.run(torch.ones(1, 2))
         tensor([[0.]], grad_fn=<AddmmBackward0>)
@@ -116,7 +116,7 @@ def without_trace(module: Module) -> Iterator[None]:
     Args:
         module: May be set to train or eval mode inside. Compiled modules run uncompiled.
 
-    Example:
+    Examples:
         >>> module = torch.nn.Dropout()
         >>> with without_trace(module):
         ...     _ = module.eval()

@@ -35,7 +35,7 @@ class RoundRecord:
         best_metrics: All metrics at that validation.
         metrics: All metrics at the end of the round.
 
-    Example:
+    Examples:
         >>> record = RoundRecord(1, 0.8, {"w": 0.8}, 100, 4, "max_epochs", metrics={"acc": 0.9})
         >>> record.row()["density/w"], record.row()["end/acc"]
         (0.8, 0.9)
@@ -91,7 +91,7 @@ class BestValue:
 class History(Sequence[RoundRecord]):
     """The records of all finished rounds, oldest first.
 
-    Example:
+    Examples:
         >>> history = History()
         >>> history.append(RoundRecord(0, 1.0, {"w": 1.0}, 100, 4, "max_epochs"))
         >>> history[0].density

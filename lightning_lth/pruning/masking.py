@@ -66,7 +66,7 @@ class MaskKeeper:
         project: Mask the weights after every step, whatever the optimizer; needed where other code
             changes gradients between the backward pass and the step.
 
-    Example:
+    Examples:
         >>> import lightning_lth
         >>> layer = torch.nn.Linear(2, 1, bias=False)
         >>> sgd = torch.optim.SGD(layer.parameters(), lr=0.1)
@@ -154,10 +154,13 @@ class MaskKeeper:
                 if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
                     local_part(value).mul_(self._factors[name])
 
-    def _project(self, *_: object) -> None:
+    def _project(self, optimizer: Optimizer, *_: object) -> None:
+        # Only what it has stepped: a generator's weights must stay until its own backward pass.
+        stepped = {parameter for group in optimizer.param_groups for parameter in group["params"]}
         with torch.no_grad():
             for parameter, factor in self.masked_parameters():
-                local_part(parameter).mul_(factor)
+                if parameter in stepped:
+                    local_part(parameter).mul_(factor)
 
 
 class _SecondMomentFiller:

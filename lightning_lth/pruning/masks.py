@@ -30,7 +30,7 @@ class Masks(Mapping[str, "Tensor"]):
         TypeError: If a name is not a string or a mask is not a tensor.
         ValueError: If a mask holds values other than 0 and 1.
 
-    Example:
+    Examples:
         >>> masks = Masks({"weight": torch.tensor([1, 0, 0, 1])})
         >>> masks.density
         0.5

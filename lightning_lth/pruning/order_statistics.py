@@ -48,7 +48,7 @@ class Ranking:
         ValueError: If the mask of a distributed parameter is placed differently, or the placement
             is other than whole or by rows over one one-dimensional mesh.
 
-    Example:
+    Examples:
         >>> scores = Scores.of({"a": torch.tensor([4.0, 1.0]), "b": torch.tensor([2.0])})
         >>> masks = {"a": torch.tensor([True, True]), "b": torch.tensor([True])}
         >>> Ranking(scores, masks).without_smallest(2)

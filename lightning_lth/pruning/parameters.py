@@ -64,7 +64,7 @@ def prunable_parameters(
             sparse gradients.
         RuntimeError: If a selected parameter is lazy and not initialized yet.
 
-    Example:
+    Examples:
         >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))
         >>> list(prunable_parameters(model))
         ['0.weight', '2.weight']
@@ -92,7 +92,7 @@ def prunable_parameters(
 def named_parameters(module: Module) -> dict[str, Parameter]:
     """Every parameter by its name, without the ``_orig_mod`` of compiled modules; ties once.
 
-    Example:
+    Examples:
         >>> list(named_parameters(torch.nn.Linear(2, 1)))
         ['weight', 'bias']
     """
@@ -102,7 +102,7 @@ def named_parameters(module: Module) -> dict[str, Parameter]:
 def strip_compiled(name: str) -> str:
     """A parameter's name without the ``_orig_mod`` that ``torch.compile`` puts into it.
 
-    Example:
+    Examples:
         >>> strip_compiled("encoder._orig_mod.0.weight")
         'encoder.0.weight'
     """

@@ -30,7 +30,7 @@ class TicketReport:
         extra: Weights of the ticket that the module has no place for.
         mismatched: Name to the shape in the ticket and the shape in the module.
 
-    Example:
+    Examples:
         >>> report = TicketReport(Masks({}), missing=("head.bias",), extra=(), mismatched={})
         >>> print(report)
         Missing in the ticket: 'head.bias'.

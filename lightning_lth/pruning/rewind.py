@@ -50,7 +50,7 @@ class RewindPoint:
         scaler: State dict of the gradient scaler; empty without one.
         rng: States of the random generators of Python, torch and CUDA; empty if not captured.
 
-    Example:
+    Examples:
         >>> layer = torch.nn.Linear(2, 1, bias=False)
         >>> point = RewindPoint.capture(layer)
         >>> with torch.no_grad():

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from lightning_lth.pruning.sharding import local_part, placed_like
 
+NOT_GIVEN: Mapping[str, Tensor] = {}  # the initial weights, to rules that do not look at them
+
 
 @final
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Scores:
         TypeError: If an input is not a tensor of real floating-point numbers.
         ValueError: If a parameter has no inputs, or inputs of several shapes.
 
-    Example:
+    Examples:
         >>> scores = Scores({"weight": (torch.tensor([-3.0, 1.0]),)}, torch.abs)
         >>> scores.materialize()
         {'weight': tensor([3., 1.])}
@@ -46,7 +48,7 @@ class Scores:
     def of(cls, scores: Mapping[str, Tensor]) -> Scores:
         """Scores that exist already, one tensor for each parameter.
 
-        Example:
+        Examples:
             >>> Scores.of({"weight": torch.tensor([0.5, -1.0])}).materialize()
             {'weight': tensor([ 0.5000, -1.0000])}
         """
@@ -76,7 +78,7 @@ class Scores:
         Positions count within this rank's shard if the parameter is distributed. Tensors that are
         not contiguous (``channels_last``) are copied for as long as the reader lives.
 
-        Example:
+        Examples:
             >>> scores = magnitude({"weight": torch.tensor([[1.0, -2.0], [3.0, -4.0]])})
             >>> read = scores.reader("weight")
             >>> read(slice(1, 3))
@@ -97,7 +99,7 @@ class Scores:
 class Criterion(Protocol):
     """Scores the weights of a network; any function with this signature will do.
 
-    Example:
+    Examples:
         >>> def shrinking_least(final, initial):
         ...     inputs = {name: (final[name], initial[name]) for name in final}
         ...     return Scores(inputs, lambda end, start: end.abs() / start.abs())
@@ -112,10 +114,10 @@ class Criterion(Protocol):
         """
 
 
-def magnitude(final: Mapping[str, Tensor], initial: Mapping[str, Tensor] | None = None) -> Scores:
+def magnitude(final: Mapping[str, Tensor], initial: Mapping[str, Tensor] = NOT_GIVEN) -> Scores:
     """``|final|``: keep the weights that end up far from zero. ``initial`` is not looked at.
 
-    Example:
+    Examples:
         >>> magnitude({"weight": torch.tensor([-3.0, 1.0])}).materialize()
         {'weight': tensor([3., 1.])}
 
@@ -134,7 +136,7 @@ def random(seed: int) -> Criterion:
     Args:
         seed: Any integer; use another one for each round and trial.
 
-    Example:
+    Examples:
         >>> weights = {"weight": torch.zeros(3)}
         >>> first, again = random(7)(weights, weights), random(7)(weights, weights)
         >>> torch.equal(first.materialize()["weight"], again.materialize()["weight"])

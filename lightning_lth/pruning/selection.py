@@ -47,7 +47,7 @@ def prune(
             parameter, names or shapes differ, the score of a survivor is NaN, or a distributed
             parameter is sharded otherwise than by rows.
 
-    Example:
+    Examples:
         >>> import torch
         >>> scores = Scores.of({"a": torch.tensor([4.0, 1.0]), "b": torch.tensor([2.0, 3.0])})
         >>> masks = Masks.dense(scores.materialize())
@@ -86,7 +86,7 @@ def keep(scores: Scores, masks: Masks, *, num_remaining: int) -> Masks:
         ValueError: If there are too few survivors, names or shapes differ, or the score of a
             survivor is NaN.
 
-    Example:
+    Examples:
         >>> import torch
         >>> scores = Scores.of({"a": torch.tensor([4.0, 1.0]), "b": torch.tensor([2.0, 3.0])})
         >>> dict(keep(scores, Masks.dense(scores.materialize()), num_remaining=1))
@@ -112,7 +112,7 @@ def check_fractions(fractions: Mapping[str, float] | None, names: Iterable[str])
     Raises:
         ValueError: If a fraction is outside ``[0, 1)``, or a pattern matches no parameter.
 
-    Example:
+    Examples:
         >>> check_fractions({"head.*": 0.1}, ["body.weight", "head.weight"])
     """
     for pattern, share in (fractions or {}).items():
@@ -133,7 +133,7 @@ def num_pruned(num_survivors: int, fraction: float) -> int:
     Raises:
         ValueError: If ``fraction`` is outside ``[0, 1)``.
 
-    Example:
+    Examples:
         >>> num_pruned(266_200, 0.2)
         53240
         >>> num_pruned(100, 0.145)
@@ -146,7 +146,7 @@ def num_pruned(num_survivors: int, fraction: float) -> int:
 def emptied(masks: Masks) -> list[str]:
     """The parameters that have weights, but none that survives.
 
-    Example:
+    Examples:
         >>> import torch
         >>> emptied(Masks({"a": torch.tensor([1, 0]), "b": torch.tensor([0, 0])}))
         ['b']

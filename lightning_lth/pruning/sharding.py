@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Ranks:
     """The processes that hold the parts of distributed parameters; or this process alone.
 
-    Example:
+    Examples:
         >>> Ranks.of([torch.zeros(2)]).gather([3, 4])
         [[3], [4]]
     """

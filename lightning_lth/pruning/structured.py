@@ -49,7 +49,7 @@ def prune_units(
         ValueError: If a fraction is outside ``[0, 1)``, a pattern matches no parameter, names or
             shapes differ, or a norm is NaN.
 
-    Example:
+    Examples:
         >>> weights = {"weight": torch.tensor([[-3.0, 1.0], [0.5, 1.0]])}
         >>> prune_units(weights, Masks.dense(weights), fraction=0.5)["weight"]
         tensor([[ True,  True],

@@ -60,7 +60,9 @@ class Ticket:
         step: Optimizer step of the rewind point; 0 is the initialization.
         seed: Seed of the run, if it had one.
         metrics: Figures of the run, such as its test accuracy. Not finite is allowed.
-        versions: The libraries that made the ticket. Not an argument.
+
+    Attributes:
+        versions: The libraries that made the ticket.
 
     Raises:
         TypeError: If ``round``, ``step`` or ``seed`` is not an integer, a metric no number, or a
@@ -68,7 +70,7 @@ class Ticket:
         ValueError: If a count is negative, a masked weight is missing, has another shape than its
             mask or is not finite, or a tensor's kind cannot be stored.
 
-    Example:
+    Examples:
         >>> model = torch.nn.Linear(2, 1)
         >>> masks = Masks({"weight": torch.tensor([[1, 0]])})
         >>> ticket = Ticket(masks, model.state_dict(), round=1, step=0)

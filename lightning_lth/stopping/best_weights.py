@@ -25,7 +25,7 @@ class BestWeights:
         value: Of the monitored metric; with the step it tells which validation it was.
         tensors: By name.
 
-    Example:
+    Examples:
         >>> module = torch.nn.BatchNorm1d(2)
         >>> best = BestWeights.of(module, step=100, value=0.5)
         >>> _ = module(torch.randn(4, 2))  # moves the running statistics

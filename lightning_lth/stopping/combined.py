@@ -18,7 +18,7 @@ class AnyOf:
     Raises:
         ValueError: If there is none.
 
-    Example:
+    Examples:
         >>> from lightning_lth.stopping import Patience, Target, Validation
         >>> validations = Validations("loss", "min", [Validation(100, 1, value=0.01)])
         >>> AnyOf(Patience(3), Target(0.02))(validations).reason
@@ -47,7 +47,7 @@ class AllOf:
     Raises:
         ValueError: If there is none.
 
-    Example:
+    Examples:
         >>> from lightning_lth.stopping import Patience, Target, Validation
         >>> validations = Validations("loss", "min", [Validation(100, 1, value=0.01)])
         >>> AllOf(Patience(3), Target(0.02))(validations)  # Patience goes on

@@ -28,7 +28,7 @@ class Patience:
     Raises:
         ValueError: If an argument is out of its range.
 
-    Example:
+    Examples:
         >>> validations = Validations("loss", "min")
         >>> for step, value in enumerate([1.0, 0.5, 0.6, 0.7]):
         ...     validations.append(Validation(step, epoch=0, value=value))

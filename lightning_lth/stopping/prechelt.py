@@ -35,7 +35,7 @@ class GeneralizationLoss:
     Raises:
         ValueError: If ``alpha`` is out of its range, or large values are good.
 
-    Example:
+    Examples:
         >>> from lightning_lth.stopping import Validation
         >>> values = [Validation(0, 0, 1.0), Validation(1, 1, 0.5), Validation(2, 2, 0.53)]
         >>> GeneralizationLoss(5)(Validations("loss", "min", values)).message  # 0.53 / 0.5 = 1.06
@@ -79,7 +79,7 @@ class ProgressQuotient:
     Raises:
         ValueError: If an argument is out of its range, or large values are good.
 
-    Example:
+    Examples:
         >>> from lightning_lth.stopping import Validation
         >>> values = [Validation(1, 1, 0.5, train_loss=0.11), Validation(2, 2, 0.6, train_loss=0.1)]
         >>> stop = ProgressQuotient(0.3, strip=2)(Validations("loss", "min", values))
@@ -128,7 +128,7 @@ class SuccessiveRises:
     Raises:
         ValueError: If an argument is out of its range.
 
-    Example:
+    Examples:
         >>> from lightning_lth.stopping import Validation
         >>> values = [Validation(i, i, value) for i, value in enumerate([9, 3, 2, 4, 1, 5])]
         >>> SuccessiveRises(2, strip=2)(Validations("loss", "min", values)).message
@@ -177,7 +177,7 @@ class NoProgress:
     Raises:
         ValueError: If an argument is out of its range.
 
-    Example:
+    Examples:
         >>> from lightning_lth.stopping import Validation
         >>> values = [Validation(1, 1, 0.5, train_loss=0.1), Validation(2, 2, 0.4, train_loss=0.1)]
         >>> NoProgress(strip=2)(Validations("loss", "min", values)).message
@@ -209,7 +209,7 @@ class NoProgress:
 def generalization_loss(errors: Sequence[float]) -> float:
     """How far the last error is above the minimum, in percent; NaN where that is not above 0.
 
-    Example:
+    Examples:
         >>> generalization_loss([2.0, 1.0, 1.5])
         50.0
     """
@@ -220,7 +220,7 @@ def generalization_loss(errors: Sequence[float]) -> float:
 def training_progress(losses: Sequence[float]) -> float:
     """How far the mean loss of a strip is above its minimum, per mille; NaN if that is not above 0.
 
-    Example:
+    Examples:
         >>> training_progress([3.0, 2.0, 1.0])
         1000.0
     """

@@ -23,7 +23,7 @@ class Target:
     Raises:
         ValueError: If ``mode`` is another.
 
-    Example:
+    Examples:
         >>> from lightning_lth.stopping import Validation
         >>> validations = Validations("accuracy", "max", [Validation(100, 1, value=0.991)])
         >>> Target(0.99)(validations).message
@@ -61,7 +61,7 @@ class Divergence:
     Raises:
         ValueError: If ``mode`` is another.
 
-    Example:
+    Examples:
         >>> from lightning_lth.stopping import Validation
         >>> validations = Validations("loss", "min", [Validation(100, 1, value=16.0)])
         >>> Divergence(15.9)(validations).message
@@ -94,7 +94,7 @@ class NotFinite:
     Args:
         monitor: The metric; by default that of the callback.
 
-    Example:
+    Examples:
         >>> from lightning_lth.stopping import Validation
         >>> NotFinite()(Validations("loss", "min", [Validation(100, 1, value=math.nan)])).message
         'loss = nan is not finite'

@@ -23,7 +23,7 @@ class Validation:
         train_loss: Mean training loss since the validation before; None if no step gave one.
         metrics: All that was logged by then.
 
-    Example:
+    Examples:
         >>> Validation(step=100, epoch=1, value=0.5).value
         0.5
     """
@@ -44,7 +44,7 @@ class Validations(Sequence[Validation]):
         mode: Whether its smallest (``"min"``) or its largest value (``"max"``) is the best.
         validations: Those so far.
 
-    Example:
+    Examples:
         >>> validations = Validations("val_loss", "min")
         >>> for step, value in [(0, 2.3), (100, 0.5), (200, 0.4), (300, 0.4)]:
         ...     validations.append(Validation(step, epoch=step // 100, value=value))
@@ -105,7 +105,7 @@ class Validations(Sequence[Validation]):
     def rows(self) -> list[dict[str, Any]]:
         """One flat row for each validation, e.g. for ``pandas.DataFrame``.
 
-        Example:
+        Examples:
             >>> Validations("loss", "min", [Validation(0, 0, 2.3, None, {"acc": 0.1})]).rows()
             [{'step': 0, 'epoch': 0, 'value': 2.3, 'train_loss': None, 'acc': 0.1}]
         """
@@ -127,7 +127,7 @@ class Validations(Sequence[Validation]):
 def is_better(value: float, other: float, mode: Mode, *, margin: float = 0.0) -> bool:
     """Whether ``value`` beats ``other`` by more than ``margin``; NaN beats nothing.
 
-    Example:
+    Examples:
         >>> is_better(0.5, 0.6, "min"), is_better(0.5, 0.6, "min", margin=0.2)
         (True, False)
     """

@@ -30,7 +30,7 @@ class Claim:
     Raises:
         ValueError: If the claim contradicts itself or is incomplete.
 
-    Example:
+    Examples:
         >>> claim = Claim("Tickets learn at least 1.5 times faster.", arm="ticket", round=7,
         ...               measure="early_stop_step", than="random_reinit", expect="lower",
         ...               by=1.5, ratio=True)
@@ -75,7 +75,7 @@ class Claim:
     def limits(self) -> tuple[float, float]:
         """From where to where the effect, arm - other or arm / other, is as claimed.
 
-        Example:
+        Examples:
             >>> Claim("", "a", 1, "loss", "lower", than="b", by=0.2).limits
             (-inf, -0.2)
         """
@@ -118,7 +118,7 @@ def check_claims(claims: Sequence[Claim], arms: Mapping[str, Collection[int]]) -
     Raises:
         ValueError: If an arm, or a round of an arm, does not exist.
 
-    Example:
+    Examples:
         >>> claim = Claim("", "ticket", 7, "early_stop_step", "lower", than="reinit")
         >>> check_claims([claim], {"ticket": range(8), "reinit": [3, 7]})
     """

@@ -67,7 +67,7 @@ class Ladder:
     def prune(self, scores: Scores, round: int) -> Masks:
         """The masks after ``round`` rounds in which the scores stay as they are.
 
-        Example:
+        Examples:
             >>> scores = Scores.of({"hidden": torch.rand(10, 10), "output": torch.rand(2, 10)})
             >>> Ladder(rounds=2, scope="layer", fractions={"output": 0.1}).prune(scores, 2)
             Masks(2 tensors, 80 of 120 weights)

@@ -17,7 +17,7 @@ _PACKAGES = ("lightning-lth", "torch", "lightning", "numpy", "pandas", "scipy")
 def describe_session() -> dict[str, str]:
     """What must be known to repeat a study, as text by name.
 
-    Example:
+    Examples:
         >>> sorted(describe_session())[:4]
         ['command', 'cpus', 'git_commit', 'git_is_clean']
     """

@@ -33,7 +33,7 @@ class Job:
     def path(self) -> Path:
         """Where its results are, within the folder of the study.
 
-        Example:
+        Examples:
             >>> Job("random_reinit", 0, Part(round=7, draw=2)).path.as_posix()
             'trials/random_reinit/seed_0/round_07_draw_2'
         """

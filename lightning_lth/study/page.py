@@ -90,7 +90,7 @@ def text(text: str) -> str:
 def element(tag: str, text: str, *, css: str = "") -> str:
     """An element with nothing but text.
 
-    Example:
+    Examples:
         >>> element("p", "a < b", css="warning")
         '<p class="warning">a &lt; b</p>'
     """

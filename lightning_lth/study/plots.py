@@ -239,7 +239,7 @@ def _draw_arm(axes: Axes, rows: DataFrame, index: int, *, shift: float) -> Artis
     container = axes.errorbar(
         100 * rows["density"],
         rows["mean"],
-        yerr=[below, above],
+        yerr=np.stack([below, above]),
         elinewidth=0.7,
         **arm_style(index),
     )

@@ -64,7 +64,7 @@ def write_report(results: Results, judgments: Sequence[Judgment], folder: Path) 
     Raises:
         ValueError: If no training has finished.
 
-    Example:
+    Examples:
         >>> write_report(results, judge(claims, results.rounds), Path("report"))  # doctest: +SKIP
         PosixPath('report/report.html')
     """

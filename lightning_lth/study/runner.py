@@ -44,7 +44,7 @@ def run_study(
         ValueError: Before any training, if the study cannot run as it is, or the folder holds
             results of other settings.
 
-    Example:
+    Examples:
         >>> from lightning_lth.study import load_study, run_study
         >>> tables = run_study(load_study("digits"), "results/digits")  # doctest: +SKIP
     """

@@ -78,7 +78,7 @@ def load_study(config: str | os.PathLike[str] | Mapping[str, Any], **changes: An
         FileNotFoundError: If there is no such file, and no shipped config of that name.
         ValueError: If the config is not valid; says which key.
 
-    Example:
+    Examples:
         >>> study = load_study("digits", seeds=[0, 1])
         >>> study.name, study.seeds, list(study.arms)[:2]
         ('LeNet-300-100 on digits', [0, 1], ['winning_ticket', 'random_reinit'])
@@ -175,7 +175,7 @@ def with_changes(settings: Settings, changes: Mapping[str, Any]) -> Settings:
     Raises:
         ValueError: If ``changes`` has other keys.
 
-    Example:
+    Examples:
         >>> settings = {"model": {"class_path": "my.Net", "init_args": {"width": 3}}, "data": None}
         >>> with_changes(settings, {"model": {"init_args": {"dropout": 0.5}}})["model"]
         {'class_path': 'my.Net', 'init_args': {'width': 3, 'dropout': 0.5}}

@@ -36,7 +36,7 @@ def summarize(rounds: pd.DataFrame, measure: str) -> pd.DataFrame:
     Raises:
         ValueError: If ``measure`` is no numeric column.
 
-    Example:
+    Examples:
         >>> rounds = pd.DataFrame({"arm": "dense", "round": 0, "density": 1.0, "draw": 0,
         ...                        "seed": [0, 1, 2], "steps": [400, 500, 600]})
         >>> summarize(rounds, "steps")[["mean", "min", "max"]].to_dict("records")
@@ -62,7 +62,7 @@ def summarize(rounds: pd.DataFrame, measure: str) -> pd.DataFrame:
 def interval(values: ArrayLike) -> tuple[float, float]:
     """Student's 95 % confidence interval of the mean; NaN for fewer than two values.
 
-    Example:
+    Examples:
         >>> low, high = interval([1.0, 2.0, 3.0])
         >>> round(low, 3), round(high, 3)  # 2 -+ 4.303 / sqrt(3)
         (-0.484, 4.484)
@@ -84,7 +84,7 @@ def interval(values: ArrayLike) -> tuple[float, float]:
 def trials(rounds: pd.DataFrame, place: tuple[str, int], measure: str) -> pd.Series:
     """The mean over draws for each seed that an arm and round have; NaN if a draw has no value.
 
-    Example:
+    Examples:
         >>> rounds = pd.DataFrame({"arm": "a", "round": 3, "seed": [0, 0, 1], "loss": [1., 2., 3.]})
         >>> trials(rounds, ("a", 3), "loss").to_dict()
         {0: 1.5, 1: 3.0}
@@ -112,7 +112,7 @@ def pair_by_seed(
     Raises:
         ValueError: If ``measure`` is no numeric column.
 
-    Example:
+    Examples:
         >>> rounds = pd.DataFrame({"arm": ["a", "a", "b"], "round": 3, "seed": [0, 1, 1],
         ...                        "steps": [400, 500, 600]})
         >>> pair_by_seed(rounds, ("a", 3), ("b", 3), "steps")
@@ -176,7 +176,7 @@ def compare(a: ArrayLike, b: ArrayLike, *, ratio: bool) -> PairedComparison:
     Raises:
         ValueError: If the samples cannot be compared so.
 
-    Example:
+    Examples:
         >>> comparison = compare([4.0, 6.0, 9.0], [2.0, 3.0, 3.0], ratio=True)
         >>> round(comparison.effect, 2)  # cube root of 2 * 2 * 3
         2.29
@@ -206,7 +206,7 @@ def compare(a: ArrayLike, b: ArrayLike, *, ratio: bool) -> PairedComparison:
 def p_above(a: ArrayLike, b: ArrayLike, *, ratio: bool) -> float:
     """One-sided paired t-test that ``a`` is above ``b``; arguments and Note as :func:`compare`.
 
-    Example:
+    Examples:
         >>> round(p_above([2.0, 4.0, 6.0], [1.0, 2.0, 3.0], ratio=False), 4)  # t = 2 / sqrt(1 / 3)
         0.0371
     """
@@ -232,7 +232,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     If claims are made wherever the result is below alpha, then the probability of even one false
     claim is at most alpha, however the tests depend on each other.
 
-    Example:
+    Examples:
         >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03])]  # 3 * 0.01, then 2 * 0.03, 1 * 0.04
         [0.03, 0.06, 0.06]
 

@@ -2,15 +2,11 @@
 
 Run:
     python -m pytest -m browser tests/browser
-
-With LIGHTNING_LTH_SCREENSHOT=PATH the example trains ten times as long, and a picture of its charts
-is written there; that is how `docs/pages/images/custom_scalars.png` was made.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import subprocess
 import sys
@@ -108,8 +104,7 @@ def errors(browser: Any) -> list[str]:
 
 
 def test_the_charts_of_the_example(browser: Any, tmp_path: Path) -> None:
-    screenshot = os.environ.get("LIGHTNING_LTH_SCREENSHOT")
-    run_example(tmp_path, "--max-steps", "200" if screenshot else "20")
+    run_example(tmp_path, "digits_ticket", MAX_STEPS=20)
     with tensorboard(tmp_path, "results/digits_ticket") as address:
         found = charts(browser, address, 6)
         assert {title: series for title, (series, _) in found.items()} == {
@@ -122,8 +117,6 @@ def test_the_charts_of_the_example(browser: Any, tmp_path: Path) -> None:
         }
         assert all(lines >= series for series, lines in found.values())
         assert errors(browser) == []
-        if screenshot:
-            browser.save_screenshot(screenshot)
 
 
 def test_a_band_and_a_name_that_begins_like_another(browser: Any, tmp_path: Path) -> None:

@@ -178,3 +178,21 @@ def test_masks_that_fit_no_parameter_are_refused_and_nothing_changes() -> None:
     with pytest.raises(ValueError, match=r"has shape \(1, 4\), but the parameter has \(2, 4\)"):
         keeper.hold_(Masks({"weight": MASK[:1]}))
     assert torch.equal(module.weight, before)
+
+
+def test_a_step_leaves_the_weights_of_other_optimizers_alone() -> None:
+    """A GAN that steps its discriminator before the generator's backward pass."""
+    generator = nn.Sequential(nn.Linear(2, 4, bias=False), nn.Linear(4, 2, bias=False))
+    discriminator = nn.Linear(2, 1)
+    optimizers = [torch.optim.Adam(net.parameters()) for net in (generator, discriminator)]
+    keeper = MaskKeeper(dict(generator.named_parameters()), optimizers, project=True)
+    mask = torch.tensor([[1, 0]] * 4)
+    keeper.hold_(Masks({"0.weight": mask, "1.weight": torch.ones(2, 4)}))
+    fake = generator(torch.ones(8, 2))
+    discriminator(fake.detach()).sum().backward()
+    optimizers[1].step()
+    before = generator[0].weight.detach().clone()
+    discriminator(fake).sum().backward()  # fails if the weights have been written to
+    optimizers[0].step()
+    assert (generator[0].weight[:, 1] == 0).all()
+    assert (generator[0].weight[:, 0] != before[:, 0]).all()

@@ -22,7 +22,7 @@ def flip_and_crop(images: Tensor, generator: torch.Generator) -> Tensor:
     Returns:
         New images of the same shape.
 
-    Example:
+    Examples:
         >>> images = torch.rand(2, 3, 32, 32)
         >>> flip_and_crop(images, torch.Generator().manual_seed(0)).shape
         torch.Size([2, 3, 32, 32])

@@ -42,7 +42,7 @@ class Classifier(LightningModule):
         ValueError: If an argument is out of its range, or without effect on the network or
             optimizer.
 
-    Example:
+    Examples:
         >>> module = Classifier("lenet_300_100", lr=1.2e-3)
         >>> [name for name, _ in module.named_parameters()][:2]
         ['network.hidden1.weight', 'network.hidden1.bias']
@@ -148,7 +148,7 @@ def lr_factor(step: int, *, warmup_steps: int, drop_steps: Sequence[int]) -> flo
         warmup_steps: Steps over which it grows linearly; it is 0 in the first of them.
         drop_steps: Steps from which on it is a tenth.
 
-    Example:
+    Examples:
         >>> [lr_factor(step, warmup_steps=4, drop_steps=[6]) for step in (0, 1, 4, 5, 6)]
         [0.0, 0.25, 1.0, 1.0, 0.1]
     """

@@ -65,7 +65,7 @@ class MNIST(_MnistLike):
         ValueError: If an argument is out of its range.
         FileNotFoundError: When there are no files and no network.
 
-    Example:
+    Examples:
         >>> data = MNIST(batch_size=60, num_validation=5000)
     """
 
@@ -99,7 +99,7 @@ class FashionMNIST(_MnistLike):
         ValueError: If an argument is out of its range.
         FileNotFoundError: When there are no files and no network.
 
-    Example:
+    Examples:
         >>> data = FashionMNIST(batch_size=60, num_validation=5000)
     """
 
@@ -136,7 +136,7 @@ class CIFAR10(ImageData):
         ValueError: If an argument is out of its range.
         FileNotFoundError: When there are no files and no network.
 
-    Example:
+    Examples:
         >>> data = CIFAR10(batch_size=128, augment=True)  # as for ResNet-20
     """
 
@@ -196,7 +196,7 @@ class Digits(ImageData):
     Raises:
         ValueError: If an argument is out of its range.
 
-    Example:
+    Examples:
         >>> data = Digits(batch_size=60, num_validation=300)
         >>> data.setup()
         >>> len(data.train_dataloader())  # batches of the other 1,200

@@ -13,7 +13,7 @@ from torch import Tensor, distributed
 class Augment(Protocol):
     """Changes the inputs of a training batch at random.
 
-    Example:
+    Examples:
         >>> def noisy(inputs, generator):
         ...     return inputs + torch.empty_like(inputs).normal_(generator=generator)
     """
@@ -31,7 +31,7 @@ class EpochOrder:
         shuffle: Whether the order is random.
         seed: Any integer.
 
-    Example:
+    Examples:
         >>> order = EpochOrder(5, shuffle=True, seed=0)
         >>> first, second = order.draw(0), order.draw(1)
         >>> torch.equal(first, second), torch.equal(first, order.draw(0))
@@ -75,7 +75,7 @@ class TensorLoader:
     Raises:
         ValueError: If an argument is out of its range, or there is no batch.
 
-    Example:
+    Examples:
         >>> loader = TensorLoader(torch.arange(5.0), torch.arange(5), batch_size=2, shuffle=False)
         >>> [labels.tolist() for _, labels in loader]
         [[0, 1], [2, 3], [4]]
@@ -160,7 +160,7 @@ def keyed(*key: str | int, device: torch.device | str = "cpu") -> torch.Generato
         key: Strings and integers.
         device: Where it draws.
 
-    Example:
+    Examples:
         >>> torch.rand(1, generator=keyed("a", 1)) == torch.rand(1, generator=keyed("a", 1))
         tensor([True])
     """

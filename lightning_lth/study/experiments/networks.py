@@ -28,7 +28,7 @@ def build(name: NetworkName, *, dropout: float = 0.0, width: float = 1.0) -> nn.
     Raises:
         ValueError: If there is no such network, or it has no such argument.
 
-    Example:
+    Examples:
         >>> build("conv2", width=0.25).output
         Linear(in_features=64, out_features=10, bias=True)
     """
