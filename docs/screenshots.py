@@ -54,7 +54,8 @@ SHOTS = {
     ),
     "tensorboard_rates": Shot(
         "cyclical_lr",
-        "timeseries&tagFilter=lr%7Cval",
+        "scalars&_smoothingWeight=0&tagFilter=lr",
+        size=(1500, 620),
         settings={"STEPS": 1200, "OTHER_RATES": ()},
     ),
 }
