@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.metadata
 import re
 import subprocess
@@ -83,3 +84,35 @@ def test_the_core_does_not_import_lightning() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert result.stdout.strip() == "set()"
+
+
+# From above to below; files beside the packages are at the bottom, but for the command line.
+LAYERS = [{"__main__"}, {"cli"}, {"study"}, {"callbacks"}, set(CORE)]
+
+
+def layer(name: str) -> int:
+    """How far down a package or file of ours is."""
+    return next((depth for depth, names in enumerate(LAYERS) if name in names), len(LAYERS))
+
+
+def imported(path: Path) -> set[str]:
+    """Our packages and files that a file imports, wherever in it."""
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    names = {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
+    names |= {one.name for node in nodes if isinstance(node, ast.Import) for one in node.names}
+    parts = [name.split(".") for name in names]
+    return {rest[0] for first, *rest in parts if first == "lightning_lth" and rest}
+
+
+def test_imports_run_downwards_and_rooms_of_the_core_do_not_know_each_other() -> None:
+    package = ROOT / "lightning_lth"
+    files = [path for path in package.rglob("*.py") if path != package / "__init__.py"]
+    upwards = [
+        f"{path.relative_to(package)} imports {name}"
+        for path in files
+        for own in [path.relative_to(package).with_suffix("").parts[0]]
+        for name in imported(path)
+        if name != own and layer(name) <= layer(own) and layer(name) < len(LAYERS)
+    ]
+    assert upwards == []
+    assert len(files) > 100

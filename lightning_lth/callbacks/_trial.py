@@ -21,7 +21,7 @@ from lightning_lth.learning_rate.batches import (
     generators_in,
     stateful_in,
 )
-from lightning_lth.learning_rate.snapshot import Snapshot, undone
+from lightning_lth.snapshot import Snapshot, undone
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer

@@ -12,35 +12,30 @@ _SELU_FLOOR = 1.7580993408473766  # what alpha dropout puts in for a unit, up to
 _OF_CHANNELS = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.FeatureAlphaDropout)
 
 
-def keep_counts(input: Tensor, output: Tensor, layer: nn.Module) -> Tensor:
-    """How many draws of a dropout layer were kept, out of how many, in a part of the batch.
+def drawn_count(input: Tensor, layer: nn.Module) -> Tensor:
+    """How many draws a dropout layer makes for a part of the batch.
 
     A draw is an element, or a channel for layers that drop channels. Where the input already is
     what a dropped unit becomes, nobody can tell; such draws do not count.
 
     Args:
-        input: What the layer was given, before the layer overwrote it (``inplace=True``).
-        output: What it made of it in training.
+        input: What the layer is given, before it overwrites it (``inplace=True``).
         layer: Any dropout layer of torch.
 
-    Returns:
-        Kept and drawn, shape ``(2,)``.
-
     Examples:
-        >>> before, after = torch.tensor([[3.0, 0.0, 1.0]]), torch.tensor([[6.0, 0.0, 0.0]])
-        >>> keep_counts(before, after, nn.Dropout(0.5))
-        tensor([1., 2.])
+        >>> drawn_count(torch.tensor([[3.0, 0.0, 1.0]]), nn.Dropout(0.5))
+        tensor(2.)
     """
-    return torch.stack((kept_count(output, layer), drawn_count(input, layer)))
-
-
-def drawn_count(input: Tensor, layer: nn.Module) -> Tensor:
-    """The second number of :func:`keep_counts`, for layers that overwrite their input."""
     return _count(input, layer, -_SELU_FLOOR if is_alpha_dropout(layer) else 0.0)
 
 
 def kept_count(output: Tensor, layer: nn.Module) -> Tensor:
-    """The first number of :func:`keep_counts`."""
+    """How many of the draws of :func:`drawn_count` were kept, from what the layer gave in training.
+
+    Examples:
+        >>> kept_count(torch.tensor([[6.0, 0.0, 0.0]]), nn.Dropout(0.5))
+        tensor(1.)
+    """
     keep_probability = 1 - drop_probability(layer)
     if not is_alpha_dropout(layer) or keep_probability == 0:
         return _count(output, layer, 0.0)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, final
 import torch
 from torch import Tensor
 
-from lightning_lth.learning_rate.snapshot import Snapshot, undone
+from lightning_lth.snapshot import Snapshot, undone
 
 if TYPE_CHECKING:
     from torch.nn import Module

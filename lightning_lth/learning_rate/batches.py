@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from lightning_lth.learning_rate.snapshot import Stateful
+from lightning_lth.snapshot import Stateful
 
 Batch = TypeVar("Batch")
 

@@ -19,7 +19,6 @@ from lightning_lth.learning_rate.batches import (
     stateful_in,
 )
 from lightning_lth.learning_rate.curves import Curve
-from lightning_lth.learning_rate.snapshot import undone
 from lightning_lth.learning_rate.suggestions import (
     Rule,
     SmithRange,
@@ -30,6 +29,7 @@ from lightning_lth.learning_rate.suggestions import (
     suggest_all,
 )
 from lightning_lth.learning_rate.sweep import Mode, check_ladder, ladder, sweep
+from lightning_lth.snapshot import undone
 
 if TYPE_CHECKING:
     from torch.nn import Module

@@ -4,10 +4,16 @@ from torch import nn
 
 from lightning_lth.layer_stats.dropout import (
     channel_dim,
-    keep_counts,
+    drawn_count,
     keep_statistics,
+    kept_count,
     variance_ratio,
 )
+
+
+def keep_counts(values, output, layer):
+    """Kept and drawn."""
+    return torch.stack((kept_count(output, layer), drawn_count(values, layer)))
 
 
 def truly_kept(layer, values):

@@ -19,7 +19,7 @@ from lightning_lth.learning_rate.batches import (
     generators_in,
     stateful_in,
 )
-from lightning_lth.learning_rate.snapshot import undone
+from lightning_lth.snapshot import undone
 
 
 class Stream(IterableDataset[int]):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_lth.learning_rate.snapshot import Snapshot, undone
+from lightning_lth.snapshot import Snapshot, undone
 
 
 class Counting(nn.Module):
