@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,13 +12,14 @@ from torch.nn import Module
 from torch.nn.modules.batchnorm import _NormBase
 
 from lightning_lth.initialization.activations import Branch, DataFlow, data_flow
+from lightning_lth.initialization.advice import warn_of_assumptions, warn_of_unknown_layers
 from lightning_lth.initialization.drawing import Rule
 from lightning_lth.initialization.layer_variance import lsuv_
 from lightning_lth.initialization.layers import Maps
 from lightning_lth.initialization.lazy import lazy_layers, materialize_
 from lightning_lth.initialization.overrides import Overrides
 from lightning_lth.initialization.passes import call, tensors_in, unchanged
-from lightning_lth.initialization.plan import ASSUMED, Decision, Plan
+from lightning_lth.initialization.plan import Decision, Plan
 from lightning_lth.initialization.report import InitializationReport, InitializedParameter
 from lightning_lth.initialization.schemes import (
     LSUV,
@@ -110,8 +110,8 @@ def initialize_(
     zeroed, factors = _branch_ends(chosen, flow, zero_branch_ends=zero_branch_ends)
     plan = Plan(base_rule(chosen), own_rules, flow, masks or {}, seed, zeroed, factors)
     decisions = [plan.decide(target) for target in found]
-    _warn_of_assumptions(found, decisions, has_example=flow is not None)
-    _warn_of_unknown_layers(found, decisions)
+    warn_of_assumptions(found, decisions, has_example=flow is not None)
+    warn_of_unknown_layers(found, decisions)
     is_risky = _may_fail(chosen, own_rules)
     with unchanged(module, parameters=True) if is_risky else contextlib.nullcontext():
         _write_all_(found, decisions)
@@ -215,37 +215,6 @@ def _fixup_factors(branches: tuple[Branch, ...]) -> dict[str, float]:
         for name in branch.layers[:-1]:
             factors[name] = len(branches) ** (-1 / (2 * len(branch.layers) - 2))
     return factors
-
-
-def _warn_of_assumptions(
-    found: list[Target], decisions: list[Decision], *, has_example: bool
-) -> None:
-    names = [t.layer_name for t, d in zip(found, decisions, strict=True) if d.is_assumed]
-    if names:
-        warnings.warn(
-            f"Which nonlinearity follows {', '.join(map(repr, names))} is not known"
-            + (" from the forward pass" if has_example else "; there is no `example_input`")
-            + f". {ASSUMED} is assumed. To say it yourself: "
-            + "`overrides={name: auto(activation=...)}`.",
-            stacklevel=3,
-        )
-
-
-def _warn_of_unknown_layers(found: list[Target], decisions: list[Decision]) -> None:
-    """Say which matrices stay as they are, because nothing is known of their layers."""
-    unknown = [
-        target
-        for target, decision in zip(found, decisions, strict=True)
-        if target.part is None and decision.rule is None and target.is_matrix
-    ]
-    if unknown:
-        types, names = ({getattr(t, key): None for t in unknown} for key in ("type", "name"))
-        listed = ", ".join(map(repr, list(names)[:5])) + (", ..." if len(names) > 5 else "")
-        warnings.warn(
-            f"Layers of type {', '.join(types)} are not known, so that {listed} keep their values. "
-            f"To draw them: `overrides={{{next(iter(names))!r}: he()}}`, say.",
-            stacklevel=3,
-        )
 
 
 def _write_all_(found: list[Target], decisions: list[Decision]) -> None:

@@ -254,7 +254,7 @@ def test_count_out_of_range_is_refused(count):
         ranking.without_smallest(count)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("kind", ["normal", "ties", "equal"])
 def test_a_gpu_selects_the_same(kind):
     scores = {"a": large(kind), "b": large(kind, 1000), "empty": torch.empty(0)}
