@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -67,6 +68,11 @@ def study_parser(*, exit_on_error: bool = True) -> ArgumentParser:
     return parser
 
 
+@functools.cache
+def _parser_that_raises() -> ArgumentParser:
+    return study_parser(exit_on_error=False)
+
+
 def load_study(config: str | os.PathLike[str] | Mapping[str, Any], **changes: Any) -> Study:
     """Read a study from a YAML file, the name of a shipped config, or a dictionary.
 
@@ -121,7 +127,7 @@ def parse_study(config: Mapping[str, Any], *, source: Path | None = None) -> Stu
     Raises:
         ValueError: If it is not valid; says which key.
     """
-    parser = study_parser(exit_on_error=False)
+    parser = _parser_that_raises()
     try:
         if "config" in config:
             raise ValueError("A config cannot name another `config`. Copy its keys here.")
@@ -146,7 +152,7 @@ def parse_study(config: Mapping[str, Any], *, source: Path | None = None) -> Stu
 def parse_namespace(parsed: Namespace) -> Study:
     """A study from the options of the command line."""
     parsed.pop("config", None)
-    return parse_study(yaml.safe_load(study_parser().dump(parsed, skip_unset=False)))
+    return parse_study(yaml.safe_load(_parser_that_raises().dump(parsed, skip_unset=False)))
 
 
 def build(kind: Any, settings: Any) -> Any:
