@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import save
+from safetensors.torch import _SIZE, save
 
 from lightning_lth import Masks, Ticket
 from lightning_lth._tensor_files import content_digest, read_file, write_file
@@ -145,9 +145,11 @@ def test_a_ticket_described_by_anything_can_be_saved_again_or_is_refused(
 names = TEXTS.filter(lambda text: text.isprintable()) | st.sampled_from(
     ["w", "a\0b", "_orig_mod.w"]
 )
+# Complex numbers and uint16 came later than safetensors 0.5.
+UNUSUAL = [kind for kind in (torch.float8_e5m2, torch.uint16, torch.complex64) if kind in _SIZE]
 some_tensors = st.tuples(
-    st.sampled_from([torch.uint8, torch.bool, torch.float32, torch.int64, torch.complex64])
-    | st.sampled_from([torch.float8_e5m2, torch.int16, torch.bfloat16]),
+    st.sampled_from([torch.uint8, torch.bool, torch.float32, torch.int64, torch.bfloat16])
+    | st.sampled_from(UNUSUAL),
     st.lists(st.integers(0, 3), max_size=3),
 ).map(lambda chosen: torch.ones(chosen[1]).to(chosen[0]))
 prefixed = st.tuples(st.sampled_from(["mask/", "weight/", ""]), names).map("".join)

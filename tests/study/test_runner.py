@@ -69,7 +69,9 @@ def test_a_study_keeps_every_training_with_its_ladder(
         assert Ticket.load(folder / "tickets" / "round_02.safetensors").density == 0.25
         assert any(path.name.startswith("events.out") for path in folder.rglob("*"))
         assert not (folder / "resume.ckpt").exists()
-    assert pd.read_csv(study / "rounds.csv").equals(pd.read_parquet(study / "rounds.parquet"))
+    rounds = pd.read_parquet(study / "rounds.parquet")
+    # Before pandas 3 a number that is read from text may be off by its last bit.
+    pd.testing.assert_frame_equal(pd.read_csv(study / "rounds.csv"), rounds, rtol=1e-15)
     assert load_study(study / "study.yaml").settings == load_study(tiny.config()).settings
 
 
