@@ -33,6 +33,10 @@ class Distributed(Classifier):
             fully_shard(self.net[0], mesh=self.device_mesh["data_parallel"])
             fully_shard(self.net[3], mesh=self.device_mesh["data_parallel"])
 
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        super().validation_step(batch, batch_idx)
+        self.log("rank", float(self.global_rank))
+
     def on_train_batch_end(self, *args: object) -> None:
         parameters = [self.net[0].weight, self.net[3].weight]
         self.nonzero.append(sum(int(local_part(p).count_nonzero()) for p in parameters))
