@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+from functools import lru_cache
 from pathlib import Path
 
 import pandas as pd  # type: ignore[import-untyped]
@@ -96,7 +98,7 @@ def run_job(settings: Settings, folder: Path, job: Job, runner: int) -> None:
     Raises:
         RuntimeError: If it fails; says which job, from the error itself.
     """
-    study = parse_study(settings)
+    study = _study_of(json.dumps(settings))
     trial = Trial(study, job, folder)
     processes.wait_for_all()
     mark = fingerprint(study, job.arm)
@@ -111,6 +113,12 @@ def run_job(settings: Settings, folder: Path, job: Job, runner: int) -> None:
             "the same command goes on from there."
         ) from error
     trial.finish(mark)
+
+
+@lru_cache(maxsize=1)
+def _study_of(settings: str) -> Study:
+    """A process runs many jobs of one study, and reading its settings takes half a second."""
+    return parse_study(json.loads(settings))
 
 
 def _check_folder(study: Study, folder: Path, jobs: list[Job]) -> None:
