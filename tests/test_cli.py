@@ -23,6 +23,7 @@ def config(tmp_path: Path) -> Path:
     return write_config(tmp_path / "tiny.yaml")
 
 
+@pytest.mark.slow
 def test_a_study_is_run_reported_and_run_no_second_time_and_its_tickets_looked_at_and_moved(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -378,6 +378,7 @@ def test_lazy_layers_and_configure_model() -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_compiled_module() -> None:
     initializer = Initializer(seed=0)
     compiled = torch.compile(Classifier(), backend="eager")

@@ -568,6 +568,7 @@ class Plain(Classifier):
         return self.net(inputs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["module", "submodule", "in place"])
 def test_compiled(what: str) -> None:
     torch._dynamo.reset()
@@ -596,6 +597,7 @@ def test_compiled(what: str) -> None:
     assert len(training_steps(watch, batch_norm["layer"])) == 12
 
 
+@pytest.mark.slow
 def test_numbers_of_a_compiled_module_are_right() -> None:
     torch._dynamo.reset()
     series = []

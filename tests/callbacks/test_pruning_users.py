@@ -169,6 +169,7 @@ def test_pruned_weights_stay_zero_where_users_change_gradients(module_type: Any)
     assert watcher.nonzero == [n for n in SURVIVORS[:3] for _ in range(18)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whole", [True, False])
 def test_torch_compile_compiles_once_for_all_rounds(whole: bool) -> None:
     torch._dynamo.reset()

@@ -280,6 +280,7 @@ def fresh_compiler():
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fresh_compiler")
 def test_compiled_network_recompiles_once_for_each_switch():
     module = nn.Sequential(nn.Identity(), nn.BatchNorm2d(2), nn.Dropout(0.5))
@@ -305,6 +306,7 @@ def test_compiled_network_recompiles_once_for_each_switch():
     assert counter.frame_count == 4
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fresh_compiler")
 def test_compiled_network_reads_the_same_as_an_eager_one():
     torch.manual_seed(0)

@@ -17,6 +17,7 @@ from lightning_lth.study.jobs import Job
 from lightning_lth.study.surroundings import seeds
 from tests.study import tiny
 
+pytestmark = pytest.mark.slow
 ARMS = {
     "winning_ticket": tiny.iterative(),
     "reinit": tiny.control(weights="reinitialized", rounds=[2], draws=2),

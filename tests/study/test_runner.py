@@ -21,6 +21,7 @@ from lightning_lth.study.jobs import all_jobs
 from tests.contents import contents
 from tests.study import tiny
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 
 
