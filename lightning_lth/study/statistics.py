@@ -94,36 +94,6 @@ def trials(rounds: pd.DataFrame, place: tuple[str, int], measure: str) -> pd.Ser
     return by_seed.mean().where(by_seed.count() == by_seed.size())
 
 
-def pair_by_seed(
-    rounds: pd.DataFrame, first: tuple[str, int], second: tuple[str, int], measure: str
-) -> tuple[list[int], Array, Array]:
-    """The trials that two places of a study have in common; draws of a seed are averaged.
-
-    Args:
-        rounds: One row for each training.
-        first: Arm and round.
-        second: Arm and round to compare with.
-        measure: A numeric column of ``rounds``.
-
-    Returns:
-        The seeds that both have, in order, and the values of the first and of the second. They are
-        NaN where a training was not measured; to leave such pairs out may favour an arm that fails.
-
-    Raises:
-        ValueError: If ``measure`` is no numeric column.
-
-    Examples:
-        >>> rounds = pd.DataFrame({"arm": ["a", "a", "b"], "round": 3, "seed": [0, 1, 1],
-        ...                        "steps": [400, 500, 600]})
-        >>> pair_by_seed(rounds, ("a", 3), ("b", 3), "steps")
-        ([1], array([500.]), array([600.]))
-    """
-    check_measure(measure, rounds)
-    a, b = trials(rounds, first, measure), trials(rounds, second, measure)
-    seeds = sorted(set(a.index) & set(b.index))
-    return seeds, a.loc[seeds].to_numpy(float), b.loc[seeds].to_numpy(float)
-
-
 @final
 @dataclass(frozen=True)
 class PairedComparison:

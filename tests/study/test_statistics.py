@@ -20,7 +20,6 @@ from lightning_lth.study.statistics import (
     interval,
     p_above,
     p_equivalent,
-    pair_by_seed,
     summarize,
     trials,
 )
@@ -104,8 +103,6 @@ def test_unknown_measure(measure: str) -> None:
     message += r"Measures: 'loss', 'density', 'steps'\.$"
     with pytest.raises(ValueError, match=message):
         summarize(REINIT, measure)
-    with pytest.raises(ValueError, match=message):
-        pair_by_seed(REINIT, ("dense", 0), ("reinit", 2), measure)
 
 
 @given(st.lists(EXACT, min_size=2, max_size=8))
@@ -124,33 +121,6 @@ def test_no_interval(values: list[float]) -> None:
 def test_trials_are_those_of_one_arm_and_round() -> None:
     rounds = pd.concat([REINIT, table(("reinit", 3, 9, 0, 0.0), ("dense", 2, 9, 0, 0.0))])
     assert trials(rounds, ("reinit", 2), "loss").to_dict() == {0: 2.0, 1: 5.0, 2: 8.0}
-
-
-def test_pairs_are_the_seeds_that_both_have() -> None:
-    rounds = table(
-        ("a", 1, 4, 0, 40.0),
-        ("a", 1, 0, 0, 10.0),
-        ("a", 1, 2, 0, 20.0),
-        ("b", 3, 4, 0, 1.0),
-        ("b", 3, 4, 1, 3.0),
-        ("b", 3, 1, 0, 5.0),
-        ("b", 3, 0, 0, 6.0),
-        ("a", 3, 2, 0, 7.0),
-    )
-    seeds, a, b = pair_by_seed(rounds, ("a", 1), ("b", 3), "loss")
-    assert (seeds, a.tolist(), b.tolist()) == ([0, 4], [10, 40], [6, 2])
-
-
-def test_pairs_that_are_not_measured_are_not_left_out() -> None:
-    rounds = table(("a", 0, 1, 0, 2.0), ("b", 0, 1, 0, 3.0), ("b", 0, 1, 1, math.nan))
-    seeds, a, b = pair_by_seed(rounds, ("a", 0), ("b", 0), "loss")
-    assert (seeds, a.tolist()) == ([1], [2.0])
-    assert math.isnan(b[0])
-
-
-def test_no_pairs() -> None:
-    seeds, a, b = pair_by_seed(REINIT, ("reinit", 2), ("dense", 0), "loss")
-    assert (seeds, len(a), len(b)) == ([], 0, 0)
 
 
 def test_difference_by_hand() -> None:
