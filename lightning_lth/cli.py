@@ -35,14 +35,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parsed = parser.parse_args(_with_named_config(sys.argv[1:] if arguments is None else arguments))
     try:
         _COMMANDS[_path(parsed)](parsed)
-    except (FileNotFoundError, ImportError, OSError, RuntimeError, ValueError) as error:
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
         sys.exit(f"error: {error}")
 
 
 def _parser() -> ArgumentParser:
     from jsonargparse import ArgumentParser
-
-    from lightning_lth.study.settings import shipped_configs, study_parser
 
     parser = ArgumentParser(
         prog="lightning-lth", description="Lottery tickets: studies, reports, and tickets as files."
@@ -53,6 +51,15 @@ def _parser() -> ArgumentParser:
     commands.add_subcommand("ticket", ticket, help="Look at ticket files, and move them.")
     demo = _with_folder(ArgumentParser(description="Run the study 'digits' in two minutes."))
     commands.add_subcommand("demo", demo, help="A first study, in under two minutes.")
+    _add_study_commands(study)
+    _add_ticket_commands(ticket)
+    return parser
+
+
+def _add_study_commands(study: ArgumentParser) -> None:
+    from jsonargparse import ArgumentParser
+
+    from lightning_lth.study.settings import shipped_configs, study_parser
 
     studies = study.add_subcommands(required=True, metavar="COMMAND")
     run = _with_folder(study_parser())
@@ -63,15 +70,20 @@ def _parser() -> ArgumentParser:
     report.add_argument("dir", type=str, help="Folder of the study.")
     studies.add_subcommand("report", report, help="Report on what a study has so far.")
 
+
+def _add_ticket_commands(ticket: ArgumentParser) -> None:
+    from jsonargparse import ArgumentParser
+
     tickets = ticket.add_subcommands(required=True, metavar="COMMAND")
     show = ArgumentParser(description="Print what a ticket file holds.")
     show.add_argument("file", type=str, help="A .safetensors file.")
     tickets.add_subcommand("show", show, help="Print what a ticket file holds.")
     tickets.add_subcommand("transfer", _transfer_parser(), help="Make a ticket for another model.")
-    return parser
 
 
 def _with_folder(parser: ArgumentParser) -> ArgumentParser:
+    from jsonargparse.typing import PositiveInt
+
     parser.add_argument(
         "--dir",
         type=str | None,
@@ -80,9 +92,9 @@ def _with_folder(parser: ArgumentParser) -> ArgumentParser:
     )
     parser.add_argument(
         "--jobs",
-        type=int | None,
+        type=PositiveInt | None,
         default=None,
-        help="Trainings at once. Default: one for each core.",
+        help="Trainings at once. Default: as many as the cores have `threads` for.",
     )
     return parser
 

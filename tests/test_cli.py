@@ -114,6 +114,13 @@ def test_a_typo_in_a_config_is_refused_before_training(config: Path, tmp_path: P
     assert not (tmp_path / "out").exists()
 
 
+def test_no_trainings_at_once_are_refused(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["study", "run", str(config), "--jobs", "0"])
+    assert ended.value.code == 2
+    assert "jobs" in capsys.readouterr().err
+
+
 def test_without_the_extra_the_command_to_install_it_is_named() -> None:
     code = (
         "import sys; sys.modules['jsonargparse'] = None; "

@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    SubsetRandomSampler,
+)
 
 from lightning_lth.study.experiments.loader import TensorLoader
 
@@ -69,9 +78,16 @@ def _in_order(loader: Any) -> Any:
         return TensorLoader(loader.inputs, loader.labels, batch_size=size, shuffle=False)
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         return loader
+    if type(loader.batch_sampler) is not BatchSampler:
+        return loader
+    dataset, sampler = loader.dataset, loader.sampler
+    if isinstance(sampler, SubsetRandomSampler):
+        dataset = Subset(dataset, sampler.indices)
+    elif not isinstance(sampler, (RandomSampler, SequentialSampler, DistributedSampler)):
+        return loader
     return DataLoader(
-        loader.dataset,
-        batch_size=loader.batch_size or 1,
+        dataset,
+        batch_size=loader.batch_size,
         collate_fn=loader.collate_fn,
         num_workers=loader.num_workers,
     )

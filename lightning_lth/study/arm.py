@@ -50,7 +50,10 @@ class Arm(ABC):
 
     @abstractmethod
     def rounds_run(self, ladder: Ladder) -> list[int]:
-        """The rounds that this arm has results of; a subset of those of its source."""
+        """The rounds that this arm has results of.
+
+        They are rounds of its source, unless it needs its dense training alone.
+        """
 
     def parts(self, ladder: Ladder) -> list[Part]:
         """The jobs of one seed."""
@@ -59,3 +62,8 @@ class Arm(ABC):
     @abstractmethod
     def run(self, trial: Trial, part: Part) -> None:
         """Do the trainings of one job."""
+
+
+def chosen_rounds(rounds: list[int] | None, ladder: Ladder) -> list[int]:
+    """The given rounds, or all but the dense one."""
+    return list(range(1, ladder.rounds + 1)) if rounds is None else rounds

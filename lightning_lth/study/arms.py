@@ -16,7 +16,7 @@ from lightning_lth.pruning.scoring import Scores, magnitude, random
 from lightning_lth.pruning.selection import keep
 from lightning_lth.pruning.structured import prune_units
 from lightning_lth.pruning.tickets import Ticket
-from lightning_lth.study.arm import Arm, Part
+from lightning_lth.study.arm import Arm, Part, chosen_rounds
 
 if TYPE_CHECKING:
     from lightning_lth.study.design import Ladder
@@ -53,7 +53,7 @@ class IterativePruning(Arm):
 
     def rounds_run(self, ladder: Ladder) -> list[int]:
         """Dense and every round."""
-        return list(range(self._ladder(ladder).rounds + 1))
+        return list(range(self.own_ladder(ladder).rounds + 1))
 
     def parts(self, ladder: Ladder) -> list[Part]:
         """All rounds of a seed are one job."""
@@ -61,10 +61,11 @@ class IterativePruning(Arm):
 
     def run(self, trial: Trial, part: Part) -> None:
         """Train all rounds in one fit."""
-        ladder = self._ladder(trial.ladder)
+        ladder = self.own_ladder(trial.ladder)
         trial.train_rounds(ladder, rewind=self.rewind, criterion=self.criterion)
 
-    def _ladder(self, ladder: Ladder) -> Ladder:
+    def own_ladder(self, ladder: Ladder) -> Ladder:
+        """The ladder of the study with what this arm has of its own."""
         names = ("rewind_step", "rounds", "fraction", "scope")
         own = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         return replace(ladder, **own)
@@ -115,7 +116,7 @@ class Control(Arm):
 
     def rounds_run(self, ladder: Ladder) -> list[int]:
         """The given rounds, or all but the dense one."""
-        return list(range(1, ladder.rounds + 1)) if self.rounds is None else self.rounds
+        return chosen_rounds(self.rounds, ladder)
 
     def parts(self, ladder: Ladder) -> list[Part]:
         """One job for each training."""
@@ -156,10 +157,12 @@ class OneShot(Arm):
     """Train once, prune to the density of a round at once, rewind once, train again.
 
     Args:
-        of: An arm of iterative pruning, whose dense training is taken.
+        of: An arm of iterative pruning, whose dense training is taken. Its model may differ from
+            that of this arm in nothing that changes names and shapes of weights.
         rounds: Rounds whose densities are wanted. Default: all but the dense one.
         units: Prune whole neurons and filters by their L1 norm, in place of single weights.
-        criterion: Import path of a function that scores weights by both ends of training.
+        criterion: Import path of a function that scores weights by both ends of training; not
+            with ``units``.
 
     Source:
         Frankle & Carbin 2019, arXiv:1803.03635: section 1; Li et al. 2017, arXiv:1608.08710 and
@@ -170,6 +173,14 @@ class OneShot(Arm):
     rounds: list[int] | None = None
     units: bool = False
     criterion: CriterionFunction = magnitude
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be combined."""
+        if self.units and self.criterion is not magnitude:
+            raise ValueError(
+                "`units=True` ranks units by their L1 norm, got a `criterion` as well. "
+                "Leave one of them out."
+            )
 
     @property
     def source(self) -> str:
@@ -191,7 +202,7 @@ class OneShot(Arm):
 
     def rounds_run(self, ladder: Ladder) -> list[int]:
         """The given rounds, or all but the dense one."""
-        return list(range(1, ladder.rounds + 1)) if self.rounds is None else self.rounds
+        return chosen_rounds(self.rounds, ladder)
 
     def run(self, trial: Trial, part: Part) -> None:
         """Train what one pruning of the dense network leaves."""
@@ -217,7 +228,7 @@ class AtInitialization(Arm):
         scope: "global" ranks all weights together, as the sources do; "layer" prunes each layer
             as the ladder does. Not for "synflow", which is global.
         rounds: Rounds whose densities are wanted. Default: all but the dense one.
-        num_batches: Batches of the training data for "snip" and "grasp".
+        num_batches: Batches of the training data for "snip" and "grasp", at least 1.
 
     Source:
         Lee et al. 2019, arXiv:1810.02340; Wang et al. 2020, arXiv:2002.07376; Tanaka et al. 2020,
@@ -236,10 +247,17 @@ class AtInitialization(Arm):
                 "`method='synflow'` ranks all layers together, got `scope='layer'`. "
                 "Leave `scope` out, or choose another method."
             )
+        if self.num_batches < 1:
+            raise ValueError(f"`num_batches` must be at least 1, got {self.num_batches}.")
+        if self.num_batches > 1 and self.method not in ("snip", "grasp"):
+            raise ValueError(
+                "`num_batches` is for the methods 'snip' and 'grasp', "
+                f"got {self.num_batches} for {self.method!r}. Leave it out."
+            )
 
     def rounds_run(self, ladder: Ladder) -> list[int]:
         """The given rounds, or all but the dense one."""
-        return list(range(1, ladder.rounds + 1)) if self.rounds is None else self.rounds
+        return chosen_rounds(self.rounds, ladder)
 
     def run(self, trial: Trial, part: Part) -> None:
         """Prune the initial network, and train it."""
@@ -258,7 +276,7 @@ class AtInitialization(Arm):
             return at_initialization.synflow(model, example, by_ladder.density, parameters=patterns)
         scores = self._scores(trial, model, weights)
         if self.scope == "layer":
-            return ladder.prune(scores, round)
+            return replace(ladder, scope="layer").prune(scores, round)
         return keep(scores, Masks.dense(weights), num_remaining=by_ladder.num_remaining)
 
     def _scores(

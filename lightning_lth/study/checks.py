@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
 
+import pandas as pd  # type: ignore[import-untyped]
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 
@@ -14,10 +15,13 @@ from lightning_lth.pruning.selection import check_fractions
 from lightning_lth.stopping.best_weights import BestWeights
 from lightning_lth.study import processes
 from lightning_lth.study.accuracy import accuracies
+from lightning_lth.study.arms import IterativePruning
 from lightning_lth.study.claims import check_claims
 from lightning_lth.study.design import Ladder, Measures, Settings, Study
 from lightning_lth.study.jobs import settings_of
+from lightning_lth.study.recorder import MEASURES
 from lightning_lth.study.settings import build, trainer_arguments
+from lightning_lth.study.statistics import check_measure
 from lightning_lth.study.surroundings import quiet, seeds
 
 
@@ -36,6 +40,8 @@ def check_design(study: Study) -> None:
         _check_rounds(study, name)
     rounds = {name: arm.rounds_run(study.pruning) for name, arm in study.arms.items()}
     check_claims(study.claims, rounds)
+    for claim in study.claims:
+        check_measure(claim.measure, pd.DataFrame(columns=MEASURES, dtype=float))
 
 
 def rehearse(study: Study) -> None:
@@ -47,14 +53,15 @@ def rehearse(study: Study) -> None:
         ValueError: With the reason.
     """
     rehearsed: list[Settings] = []
-    for name in study.arms:
+    for name, arm in study.arms.items():
         settings = settings_of(study, name)
-        if settings in rehearsed:
-            continue
-        rehearsed.append(settings)
         try:
-            with seeds(), quiet():
-                _rehearse(settings, study.pruning, study.measures)
+            if settings not in rehearsed:
+                with seeds(), quiet():
+                    _rehearse(settings, study.pruning, study.measures)
+                rehearsed.append(settings)
+            if isinstance(arm, IterativePruning):
+                _check_rewind_step(arm.own_ladder(study.pruning), settings["trainer"]["max_steps"])
         except Exception as error:
             raise ValueError(f"The arm {name!r} cannot run: {error}") from error
 
@@ -94,8 +101,17 @@ def _check_source(study: Study, name: str) -> None:
 
 def _check_rounds(study: Study, name: str) -> None:
     arm = study.arms[name]
-    rounds = set(arm.rounds_run(study.pruning))
-    available = set(range(study.pruning.rounds + 1))
+    listed = arm.rounds_run(study.pruning)
+    rounds = set(listed)
+    if not rounds or len(rounds) < len(listed):
+        raise ValueError(
+            f"The `rounds` of the arm {name!r} must be different numbers, at least one, "
+            f"got {listed}."
+        )
+    ladder = study.pruning
+    if isinstance(arm, IterativePruning):
+        ladder = arm.own_ladder(ladder)
+    available = set(range(ladder.rounds + 1))
     if arm.source is not None:
         of_source = set(study.arms[arm.source].rounds_run(study.pruning))
         if not arm.needs_dense_source:
@@ -109,6 +125,14 @@ def _check_rounds(study: Study, name: str) -> None:
         raise ValueError(
             f"The arm {name!r} has the rounds {missing}, which do not exist. "
             f"Rounds to choose from: {sorted(available)}."
+        )
+
+
+def _check_rewind_step(ladder: Ladder, max_steps: int) -> None:
+    if 0 <= max_steps <= ladder.rewind_step:
+        raise ValueError(
+            f"`rewind_step` must be less than `max_steps={max_steps}`, the budget of one training, "
+            f"got {ladder.rewind_step}."
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -44,12 +45,13 @@ def conclude(folder: str | os.PathLike[str]) -> Conclusion:
     tables = records.merge(folder, [job.path for job in all_jobs(study)])
     if tables["rounds"].empty:
         raise ValueError(f"'{folder}' holds no finished training yet; there is nothing to report.")
+    command = ("lightning-lth", "study", "run", str(folder / "study.yaml"), "--dir", "NEW_FOLDER")
     results = Results(
         name=study.name,
         **tables,
         config=(folder / "study.yaml").read_text(encoding="utf-8"),
         environments=records.read_sessions(folder),
-        command=f"lightning-lth study run {folder / 'study.yaml'} --dir NEW_FOLDER",
+        command=shlex.join(command),
     )
     judgments = judge(study.claims, results.rounds)
     return Conclusion(results, judgments, write_report(results, judgments, folder / "report"))

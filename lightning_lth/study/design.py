@@ -32,14 +32,18 @@ class Ladder:
     """How sparse the networks of each round are; round 0 is dense.
 
     Args:
-        rounds: How often to prune.
+        rounds: How often to prune; from 1 to :data:`MOST_ROUNDS`.
         fraction: Share of the surviving weights to prune in each round, in (0, 1).
         scope: "global" ranks all weights together, "layer" each parameter by itself.
-        fractions: Glob patterns on parameter names to a fraction of their own; 0 never prunes.
+        fractions: Glob patterns on parameter names to a fraction of their own, in [0, 1); 0 never
+            prunes.
         parameters: Glob patterns on parameter names that select what is pruned. Default: weights
             of linear, convolution, embedding, attention and recurrent layers, and of layers of
             other libraries, if they have two dimensions or more.
-        rewind_step: Optimizer step to rewind to; 0 is initialization.
+        rewind_step: Optimizer step to rewind to, from 0, which is initialization.
+
+    Raises:
+        ValueError: If a number is out of its range.
     """
 
     rounds: int
@@ -63,6 +67,12 @@ class Ladder:
                     f"`{name}` must be in [0, 1), got {share}. "
                     "Percentages are written as fractions: 0.2."
                 )
+        if self.fraction == 0:
+            raise ValueError(
+                "`fraction` must be above 0, got 0. Name what is to be pruned in `parameters`."
+            )
+        if self.rewind_step < 0:
+            raise ValueError(f"`rewind_step` must be at least 0, got {self.rewind_step}.")
 
     def prune(self, scores: Scores, round: int) -> Masks:
         """The masks after ``round`` rounds in which the scores stay as they are.
@@ -116,7 +126,8 @@ class Study:
         threads: CPU threads of each trial. It is part of the protocol, since sums depend on it.
 
     Raises:
-        ValueError: If a seed is out of range, or a name could lead out of the study's folder.
+        ValueError: If a seed or ``threads`` is out of range, or a name could lead out of the
+            study's folder.
     """
 
     name: str

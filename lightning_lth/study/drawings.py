@@ -12,16 +12,15 @@ import pandas as pd  # type: ignore[import-untyped]
 from matplotlib.figure import Figure
 
 from lightning_lth.study import plots
-from lightning_lth.study.plots import MEASURES, summary_of
+from lightning_lth.study.figure_parts import listed
+from lightning_lth.study.plots import MEASURES, STABILITY, summary_of
 from lightning_lth.study.results import Results
 
 SHOWN: Final = (
     *("early_stop_step", "early_stop_test_accuracy"),
     *("end_test_accuracy", "end_train_accuracy"),
 )
-"""Measures of ``rounds`` that get a figure and a table."""
-STABILITY: Final = ("barrier", "l2_distance")
-"""Measures of ``stability`` that do."""
+"""Measures of ``rounds`` that get a figure and a table, as those of ``stability`` do."""
 
 
 @final
@@ -85,7 +84,7 @@ def _side_by_side(results: Results, measure: str) -> Drawing:
     there = summary[summary["round"] == round]
     caption = (
         f"{sentence_case(MEASURES[measure])} in round {round}, with "
-        f"{100 * there['density'].mean():.3g} % of the weights: a dot for each trial "
+        f"{listed(100 * there['density'], digits=3)} % of the weights: a dot for each trial "
         f"({_trials(there['num_trials'])}), a bar at their mean."
     )
     name = f"{measure}_by_arm"

@@ -10,7 +10,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
@@ -63,6 +63,16 @@ def spread(values: Sequence[Any], count: int) -> list[Any]:
     """At most ``count`` of the values, evenly spread, with the first and the last."""
     places = np.linspace(0, len(values) - 1, min(count, len(values))).round().astype(int)
     return [values[place] for place in places]
+
+
+def listed(values: Iterable[float], *, digits: int) -> str:
+    """Each number once, with so many digits.
+
+    Examples:
+        >>> listed([0.5, 0.25, 0.25004], digits=3)
+        '0.5 / 0.25'
+    """
+    return " / ".join(dict.fromkeys(f"{value:.{digits}g}" for value in values))
 
 
 def new_panels(

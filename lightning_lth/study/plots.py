@@ -16,13 +16,14 @@ from lightning_lth.study.figure_parts import (
     STYLE,
     add_legend,
     arm_style,
+    listed,
     new_panels,
     note_if_empty,
     scale_densities,
     sequence_colors,
     spread,
 )
-from lightning_lth.study.statistics import check_measure, summarize
+from lightning_lth.study.statistics import check_measure, summarize, trials
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -47,6 +48,8 @@ MEASURES: Final[Mapping[str, str]] = {
     "l2_distance": "L2 distance between the two ends",
 }
 """Measures of ``rounds``, then of ``stability``, in plain words."""
+STABILITY: Final = ("barrier", "l2_distance")  # those of ``stability``
+STEPS: Final = ("early_stop_step", "steps")  # those that count steps
 MOST_DENSITIES = 5  # of training curves, as far as all arms have them
 MOST_LAYERS = 8  # in a legend
 
@@ -59,8 +62,7 @@ def against_density(results: Results, measure: str) -> Figure:
 
     Args:
         results: Of the study.
-        measure: A column of ``rounds``, or ``"barrier"`` or ``"l2_distance"`` of ``stability``.
-            Where it is NaN, there is no point.
+        measure: A column of ``rounds``, or one of `STABILITY`. Where it is NaN, there is no point.
 
     Returns:
         A figure that pyplot does not know of. The arms are drawn next to each other, up to a few
@@ -119,7 +121,7 @@ def training_curves(results: Results, metric: str) -> Figure:
     rounds = _telling_rounds(lines)
     handles: dict[str, Artist] = {}
     for color, round in zip(sequence_colors(len(rounds)), rounds, strict=True):
-        density = curves.loc[curves["round"] == round, "density"].mean()
+        densities = curves[curves["round"] == round].groupby("arm")["density"].mean()
         for arm, axes in panels.items():
             rows = lines[(lines["arm"] == arm) & (lines["round"] == round)]
             if len(rows):
@@ -127,7 +129,7 @@ def training_curves(results: Results, metric: str) -> Figure:
                 (line,) = axes.plot(rows["step"], rows["mean"], color=color, marker=marker)
                 band = {"color": color, "alpha": 0.15, "linewidth": 0}
                 axes.fill_between(rows["step"], rows["min"], rows["max"], **band)
-                handles[f"{100 * density:.3g} %"] = line
+                handles[f"{listed(100 * densities, digits=3)} %"] = line
     _limit_to_settled(figure.axes[0], lines)
     _format_steps(figure.axes[0], "steps", "x")
     add_legend(figure, handles, title="weights remaining")
@@ -175,21 +177,21 @@ def arms_at_round(results: Results, measure: str, round: int) -> Figure:
         round: The round.
 
     Returns:
-        A figure in which a seed is at the same height of every arm. Draws are averaged. Arms
-        without a value are left out.
+        A figure in which a seed is at the same height of every arm. Draws are averaged. A seed
+        with a draw that has no value is left out, and so are arms without any.
 
     Raises:
         ValueError: If nothing that was measured has this name.
     """
-    frame = _finite(_records(results, measure), measure)
-    trials = frame[frame["round"] == round].groupby(["arm", "seed"])[measure].mean()
-    measured = set(trials.index.get_level_values("arm"))
-    seeds = sorted(trials.index.get_level_values("seed").unique())
-    styles = {arm: arm_style(i) for i, arm in enumerate(arm_names(results)) if arm in measured}
+    frame = _records(results, measure)
+    all_trials = {arm: trials(frame, (arm, round), measure) for arm in arm_names(results)}
+    finite = {arm: values[np.isfinite(values)] for arm, values in all_trials.items()}
+    seeds = sorted(set().union(*(values.index for values in finite.values())))
+    styles = {arm: arm_style(i) for i, (arm, values) in enumerate(finite.items()) if len(values)}
     figure = Figure(figsize=(COLUMN_INCHES, 0.8 + 0.3 * max(len(styles), 1)), layout="constrained")
     axes = figure.subplots()
     for i, (arm, style) in enumerate(styles.items()):
-        values = trials[arm]
+        values = finite[arm]
         heights = [i + _height(seeds.index(seed), len(seeds)) for seed in values.index]
         axes.plot(values, heights, **style | {"linestyle": "", "markersize": 3.2, "alpha": 0.75})
         axes.vlines(values.mean(), i - 0.36, i + 0.36, color=style["color"], linewidth=1.8)
@@ -218,10 +220,9 @@ def summary_of(results: Results, measure: str) -> DataFrame:
 
 def _records(results: Results, measure: str) -> DataFrame:
     """The frame that has the measure."""
-    if measure in ("barrier", "l2_distance") and len(results.stability):
-        return results.stability
-    check_measure(measure, results.rounds)
-    return results.rounds
+    frame = results.stability if measure in STABILITY and len(results.stability) else results.rounds
+    check_measure(measure, frame)
+    return frame
 
 
 def _finite(frame: DataFrame, measure: str) -> DataFrame:
@@ -289,7 +290,7 @@ def _by_layer(layers: DataFrame) -> DataFrame:
 
 
 def _format_steps(axes: Axes, measure: str, which: str) -> None:
-    if measure in ("early_stop_step", "steps"):
+    if measure in STEPS:
         axis = axes.xaxis if which == "x" else axes.yaxis
         axis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
 

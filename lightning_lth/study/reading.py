@@ -17,7 +17,8 @@ from lightning_lth.study.design import Settings
 _MOST_CHARACTERS = 1_000_000  # of a config whose aliases are written out
 _MOST_CELLS = 1_000_000  # of a table, and 20 more for each byte of its file
 _NEEDED = ("arm", "seed", "round", "density")
-_TEXTS = ("arm", "layer", "stop_reason")
+TEXTS = ("arm", "layer", "stop_reason")
+"""Columns of tables that hold no numbers."""
 _INTEGERS = ("seed", "draw", "round", "step")
 
 
@@ -116,7 +117,7 @@ def _check_columns(frame: pd.DataFrame) -> None:
 
 
 def _is_right(name: str, column: pd.Series) -> bool:
-    if name in _TEXTS:
+    if name in TEXTS:
         return all(isinstance(value, str) for value in column)
     if name == "density":
         return is_numeric_dtype(column) and bool(column.between(0, 1).all())

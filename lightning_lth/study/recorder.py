@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol, final
+from typing import TYPE_CHECKING, Any, Final, Protocol, final
 
 from lightning.pytorch import Callback
 from typing_extensions import override
 
 from lightning_lth.pruning.history import BestValue
 from lightning_lth.stopping.best_weights import BestWeights
+from lightning_lth.study.reading import TEXTS
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -19,6 +20,13 @@ if TYPE_CHECKING:
     from lightning_lth.study.design import Measures
 
 Row = dict[str, Any]
+
+_ACCURACIES = ("train_accuracy", "validation_accuracy", "test_accuracy")
+MEASURES: Final = (
+    *("density", "num_remaining", "steps", "early_stop_step", "early_stop_value"),
+    *(f"{when}_{name}" for when in ("early_stop", "end") for name in _ACCURACIES),
+)
+"""The columns of ``rounds`` that a claim can be about."""
 
 
 class Progress(Protocol):
@@ -85,12 +93,10 @@ class Recorder(Callback):
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         step = trainer.global_step
-        metrics = {
-            name: float(value)
-            for name, value in trainer.callback_metrics.items()
-            if name != "round"
-        }
-        self.curves.append({**self._row(), "step": step, **metrics})
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        numbers = {name: value for name, value in metrics.items() if name not in TEXTS}
+        own = {**self._row(), "step": step}
+        self.curves.append({**own, **numbers, **own})  # first, whatever a metric is called
         value = metrics.get(self._measures.monitor, math.nan)
         best = self._best and BestValue("", self._best.value, self._best.step, {})
         if BestValue.is_better(value, best, self._measures.mode):
@@ -141,8 +147,7 @@ class Recorder(Callback):
 
 
 def _prefixed(prefix: str, accuracies: Mapping[str, float]) -> Row:
-    names = ("train_accuracy", "validation_accuracy", "test_accuracy")
-    return {f"{prefix}_{name}": accuracies.get(name, math.nan) for name in names}
+    return {f"{prefix}_{name}": accuracies.get(name, math.nan) for name in _ACCURACIES}
 
 
 def _stop_reason(trainer: Trainer) -> str:

@@ -156,6 +156,9 @@ def merge(folder: Path, jobs: Sequence[Path]) -> dict[str, pd.DataFrame]:
         merged[name] = pd.concat(found, ignore_index=True) if found else pd.DataFrame()
         if found:
             write_table(folder / name, merged[name])
+        elif done and processes.is_writer():  # of an arm that the study had
+            for ending in (".csv", ".parquet"):
+                (folder / f"{name}{ending}").unlink(missing_ok=True)
     return merged
 
 

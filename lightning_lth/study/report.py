@@ -15,16 +15,15 @@ from lightning_lth._files import write_whole
 from lightning_lth.study import page
 from lightning_lth.study.drawings import (
     SHOWN,
-    STABILITY,
     Drawing,
     drawings_of,
     is_measured,
     plural,
     sentence_case,
 )
-from lightning_lth.study.figure_parts import COLUMN_INCHES
+from lightning_lth.study.figure_parts import COLUMN_INCHES, listed
 from lightning_lth.study.judgments import Judgment, to_frame
-from lightning_lth.study.plots import MEASURES, arm_names, summary_of
+from lightning_lth.study.plots import MEASURES, STABILITY, STEPS, arm_names, summary_of
 from lightning_lth.study.results import Results
 
 DOTS_PER_INCH: Final = 300  # of PNG files, as printers of journals ask for
@@ -183,13 +182,12 @@ def _table(results: Results, measure: str) -> str:
     arms = [arm for arm in arm_names(results) if arm in set(summary["arm"])]
     rows = []
     for round, there in summary.groupby("round"):
-        densities = dict.fromkeys(f"{density:.4g}" for density in there["density"])
         by_arm = there.set_index("arm")
         most = summary["num_trials"].max()
         cells = [
             _cell(by_arm.loc[arm], measure, most) if arm in by_arm.index else "" for arm in arms
         ]
-        rows.append([str(round), " / ".join(densities), *cells])
+        rows.append([str(round), listed(there["density"], digits=4), *cells])
     return page.table(["Round", "Density", *arms], rows, css="numbers")
 
 
@@ -240,6 +238,6 @@ def _files(folder: Path) -> Iterator[str]:
 
 
 def _number(measure: str, value: float) -> str:
-    if measure in ("early_stop_step", "steps"):
+    if measure in STEPS:
         return f"{value:,.0f}"
     return f"{value:.4f}" if measure.endswith("accuracy") else f"{value:.4g}"

@@ -14,7 +14,7 @@ from lightning_lth.study import processes, records
 from lightning_lth.study.checks import check_design, check_processes, rehearse
 from lightning_lth.study.design import Settings, Study
 from lightning_lth.study.environment import describe_session
-from lightning_lth.study.jobs import Job, all_jobs, fingerprint, waves
+from lightning_lth.study.jobs import Job, all_jobs, fingerprint, settings_of, waves
 from lightning_lth.study.progress import StudyProgress
 from lightning_lth.study.records import JobFolder
 from lightning_lth.study.settings import parse_study
@@ -45,6 +45,7 @@ def run_study(
     Raises:
         ValueError: Before any training, if the study cannot run as it is, or the folder holds
             results of other settings.
+        RuntimeError: If a trial fails; what was finished is kept.
 
     Examples:
         >>> from lightning_lth.study import load_study, run_study
@@ -104,7 +105,8 @@ def run_job(settings: Settings, folder: Path, job: Job, runner: int) -> None:
     mark = fingerprint(study, job.arm)
     trial.folder.start(mark)
     try:
-        hidden = without_unused_gpus(str(study.settings["trainer"]["accelerator"]))
+        accelerator = settings_of(study, job.arm)["trainer"]["accelerator"]
+        hidden = without_unused_gpus(str(accelerator))
         with ended_with(runner), seeds(), quiet(), threads(study.threads), hidden:
             study.arms[job.arm].run(trial, job.part)
     except Exception as error:

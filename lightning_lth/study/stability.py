@@ -16,7 +16,7 @@ from lightning_lth.pruning.connectivity import (
     l2_distance,
 )
 from lightning_lth.pruning.masks import Masks
-from lightning_lth.study.arm import Arm, Part
+from lightning_lth.study.arm import Arm, Part, chosen_rounds
 
 if TYPE_CHECKING:
     from lightning_lth.study.design import Ladder
@@ -68,7 +68,7 @@ class Stability(Arm):
 
     def rounds_run(self, ladder: Ladder) -> list[int]:
         """The given rounds, or all but the dense one."""
-        return list(range(1, ladder.rounds + 1)) if self.rounds is None else self.rounds
+        return chosen_rounds(self.rounds, ladder)
 
     def run(self, trial: Trial, part: Part) -> None:
         """Train with each order, and compare all pairs."""

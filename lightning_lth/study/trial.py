@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -112,11 +113,11 @@ class Trial:
 
     def source_ticket(self, round: int) -> Ticket:
         """The ticket of a round of the arm that this one starts from."""
-        return Ticket.load(self._source().tickets / f"round_{round:02d}.safetensors")
+        return Ticket.load(self._source(round).tickets / f"round_{round:02d}.safetensors")
 
     def source_trained(self, round: int) -> Mapping[str, Tensor]:
         """The weights at the end of a round of the arm that this one starts from."""
-        return BestWeights.load(self._source().trained(round)).tensors
+        return BestWeights.load(self._source(round).trained(round)).tensors
 
     def dense_trained(self) -> Mapping[str, Tensor] | None:
         """The weights at the end of the dense training that the tickets go back to, if any."""
@@ -134,8 +135,8 @@ class Trial:
         controls that prune others.
         """
         model = self.model()
-        source = self.study.arms[self.job.arm].source
-        is_foreign = source is not None and bool(self.study.arms[source].changes)
+        source = self.study.arms[self.job.arm].source or self.job.arm
+        is_foreign = _jobs.settings_of(self.study, source)["model"] != self._settings["model"]
         fresh = self.weights_of(model)
         report = ticket.apply_(model, strict=not is_foreign)
         weights = {
@@ -173,6 +174,8 @@ class Trial:
             mode=self.study.measures.mode,
             ticket_dir=self.folder.tickets,
         )
+        if processes.is_writer() and not self.folder.checkpoint.is_file():
+            shutil.rmtree(self.folder.tickets, ignore_errors=True)  # of the try before this one
         recorder = self._recorder(lambda: pruning.round, lambda: pruning.masks)
         self._fit(self.model(), [pruning, recorder], resumes=True)
         self._keep(recorder)
@@ -188,7 +191,8 @@ class Trial:
         Returns:
             The weights at the end.
         """
-        ticket = self._same_in_all_processes(ticket)
+        # The metrics are of the network that the ticket is from.
+        ticket = self._same_in_all_processes(replace(ticket, metrics={}))
         model = self.model()
         ticket.apply_(model)
         recorder = self._recorder(lambda: ticket.round, lambda: ticket.masks, draw=draw)
@@ -222,8 +226,7 @@ class Trial:
         seed_everything(self.seed_for(*names), verbose=False)
         os.environ["PL_GLOBAL_SEED"] = str(self.seed)  # tickets say which seed they are of
 
-    def _source(self) -> JobFolder:
-        round = self.job.part.round or 0
+    def _source(self, round: int) -> JobFolder:
         return JobFolder(self.root / _jobs.source_of(self.study, self.job, round).path)
 
     def _data(self) -> LightningDataModule | None:

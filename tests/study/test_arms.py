@@ -34,6 +34,11 @@ ARMS = {
         changes={"data": {"init_args": {"noise": 0.5}}, "model": {"init_args": {"classes": 5}}}
     ),
     "transferred": tiny.control(of="noisy_ticket", rounds=[2]),
+    "to_five_classes": tiny.control(rounds=[2], changes={"model": {"init_args": {"classes": 5}}}),
+    "anew": tiny.control(weights="reinitialized", rounds=[0, 1]),
+    "one_shot_anew": {"class_path": "OneShot", "init_args": {"of": "anew", "rounds": [1]}},
+    "longer": tiny.iterative(rounds=3),
+    "longer_again": tiny.control(of="longer", rounds=[3]),
     "stability": {
         "class_path": "Stability",
         "init_args": {"of": "winning_ticket", "rounds": [2], "points": 5},
@@ -127,6 +132,25 @@ def test_one_shot_prunes_the_dense_network_once(folder: Path) -> None:
     assert is_same(one_shot, ticket(folder, "winning_ticket"))
 
 
+def test_one_shot_of_an_arm_with_a_job_for_each_round(folder: Path) -> None:
+    base = folder / "trials" / "anew" / "seed_0" / "round_00_draw_0"
+    trained = BestWeights.load(base / "trained" / "round_00.safetensors").tensors
+    weights = {name: trained[name] for name in ("hidden.weight", "output.weight")}
+    expected = prune(magnitude(weights), Masks.dense(weights), fraction=0.5, scope="layer")
+    assert ticket(folder, "one_shot_anew", round=1).masks == expected
+
+
+def test_an_arm_may_prune_more_often_than_the_study(folder: Path) -> None:
+    longer, again = (ticket(folder, arm, round=3) for arm in ("longer", "longer_again"))
+    assert longer.masks.remaining() == {"hidden.weight": 12, "output.weight": 6}
+    assert again.masks == longer.masks
+
+
+def test_tickets_have_metrics_of_their_own_training_or_none(folder: Path) -> None:
+    assert ticket(folder, "winning_ticket").metrics
+    assert ticket(folder, "reinit").metrics == ticket(folder, "one_shot").metrics == {}
+
+
 def test_units_fall_as_a_whole(folder: Path) -> None:
     """Half of the 16 hidden units; of the 3 output units 1.5, rounded up."""
     masks = ticket(folder, "units", round=1).masks
@@ -146,6 +170,25 @@ def test_pruning_at_initialization_comes_to_the_density_of_the_round(folder: Pat
     assert ticket(folder, "magnitude").masks == by_magnitude
     by_layer = ticket(folder, "magnitude_by_layer").masks
     assert by_layer == prune(magnitude(weights), Masks.dense(weights), fraction=0.75, scope="layer")
+
+
+def test_pruning_by_layer_does_so_in_a_study_with_global_pruning(tmp_path: Path) -> None:
+    by_layer = {"method": "magnitude", "scope": "layer"}
+    config = tiny.config(
+        seeds=[0],
+        pruning={"rounds": 1, "fraction": 0.5, "scope": "global"},
+        arms={"by_layer": {"class_path": "AtInitialization", "init_args": by_layer}},
+    )
+    run_study(load_study(config), tmp_path)
+    masks = ticket(tmp_path, "by_layer", round=1).masks
+    assert masks.remaining() == {"hidden.weight": 48, "output.weight": 24}
+
+
+def test_only_the_arm_that_a_ticket_moves_to_may_have_another_model(folder: Path) -> None:
+    source, moved = ticket(folder, "winning_ticket"), ticket(folder, "to_five_classes")
+    assert dict(moved.masks).keys() == {"hidden.weight"}
+    assert torch.equal(moved.masks["hidden.weight"], source.masks["hidden.weight"])
+    assert moved.weights["output.weight"].shape == (5, 16)
 
 
 def test_a_ticket_moves_to_another_task(folder: Path) -> None:

@@ -16,6 +16,15 @@ def _stability(**arguments: int) -> dict[str, Any]:
     return {"class_path": path, "init_args": {"of": "winning_ticket", **arguments}}
 
 
+def _early(**arguments: Any) -> dict[str, Any]:
+    return {"class_path": "AtInitialization", "init_args": arguments}
+
+
+def _units(**arguments: str) -> dict[str, Any]:
+    init_args = {"of": "winning_ticket", "units": True, **arguments}
+    return {"class_path": "OneShot", "init_args": init_args}
+
+
 NET, DATA = "tests.study.tiny.Net", "tests.study.tiny.Data"
 
 
@@ -26,6 +35,14 @@ NET, DATA = "tests.study.tiny.Net", "tests.study.tiny.Data"
         ({"pruning": {"rounds": 2, "fractoin": 0.5}}, "does not accept option 'fractoin'"),
         ({"pruning": {"rounds": 0}}, "`rounds` must be at least 1, got 0"),
         ({"pruning": {"rounds": 1, "fraction": 20}}, r"`fraction` must be in \[0, 1\), got 20"),
+        ({"pruning": {"rounds": 1, "fraction": 0.0}}, "`fraction` must be above 0, got 0"),
+        ({"pruning": {"rounds": 1, "rewind_step": -1}}, "`rewind_step` must be at least 0, got -1"),
+        ({"arms": {"a": _early(method="snip", num_batches=0)}}, "must be at least 1, got 0"),
+        ({"arms": {"a": _early(method="random", num_batches=2)}}, "got 2 for 'random'"),
+        (
+            {"arms": {"a": _units(criterion="lightning_lth.pruning.criteria.movement")}},
+            "`units=True` ranks units by their L1 norm, got a `criterion` as well",
+        ),
         ({"trainer": {"max_stpes": 3}}, "does not accept option 'max_stpes'"),
         ({"trainer": {"barebones": True}}, "does not accept option 'barebones'"),
         ({"model": {"class_path": "no_such_module.Net"}}, "No module named 'no_such_module'"),
@@ -37,14 +54,7 @@ NET, DATA = "tests.study.tiny.Net", "tests.study.tiny.Data"
         ({"arms": {"a": _stability(orders=1)}}, r"`orders` must be in \[2, 1000\] .* got 1 and 30"),
         ({"arms": {"a": _stability(points=2)}}, r"`points` in \[3, 1000\], got 2 and 2"),
         (
-            {
-                "arms": {
-                    "a": {
-                        "class_path": "AtInitialization",
-                        "init_args": {"method": "synflow", "scope": "layer"},
-                    }
-                }
-            },
+            {"arms": {"a": _early(method="synflow", scope="layer")}},
             "`method='synflow'` ranks all layers together, got `scope='layer'`",
         ),
     ],
@@ -52,9 +62,6 @@ NET, DATA = "tests.study.tiny.Net", "tests.study.tiny.Data"
 def test_a_config_that_is_wrong_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"(?s)The config is not valid.*{message}"):
         load_study(tiny.config(**changes))
-
-
-UNITS = {"class_path": "OneShot", "init_args": {"of": "winning_ticket", "units": True}}
 
 
 @pytest.mark.parametrize(
@@ -75,9 +82,21 @@ UNITS = {"class_path": "OneShot", "init_args": {"of": "winning_ticket", "units":
             r"'b' has the rounds \[3\], which do not exist. Rounds to choose from: \[0, 1, 2\]",
         ),
         (
+            {"arms": {"winning_ticket": tiny.iterative(), "b": tiny.control(rounds=[1, 1])}},
+            r"`rounds` of the arm 'b' must be different numbers, at least one, got \[1, 1\]",
+        ),
+        (
+            {"arms": {"winning_ticket": tiny.iterative(), "b": tiny.control(rounds=[])}},
+            r"at least one, got \[\]",
+        ),
+        (
+            {"arms": {"a": tiny.iterative(), "late": tiny.iterative(rewind_step=12)}},
+            "'late' cannot run: `rewind_step` must be less than `max_steps=12`.* got 12",
+        ),
+        (
             {
                 "pruning": {"rounds": 2, "fraction": 0.5, "scope": "global"},
-                "arms": {"winning_ticket": tiny.iterative(), "units": UNITS},
+                "arms": {"winning_ticket": tiny.iterative(), "units": _units()},
             },
             "`units=True` prunes each layer by itself, but `pruning.scope` is 'global'",
         ),
@@ -98,6 +117,10 @@ UNITS = {"class_path": "OneShot", "init_args": {"of": "winning_ticket", "units":
         ),
         ({"claims": [{**tiny.CLAIM, "arm": "winnig_ticket"}]}, "winnig_ticket"),
         ({"claims": [{**tiny.CLAIM, "round": 9}]}, "9"),
+        (
+            {"claims": [{**tiny.CLAIM, "measure": "early_stop_stp"}]},
+            "called 'early_stop_stp'. Did you mean 'early_stop_step'",
+        ),
         (
             {"arms": {"wide": tiny.iterative(changes={"modle": {}})}},
             r"`changes` may have the keys model, data, trainer, got \['modle'\]",

@@ -11,6 +11,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from lightning_lth.study.drawings import drawings_of
 from lightning_lth.study.figure_parts import arm_style
 from lightning_lth.study.plots import (
     MEASURES,
@@ -335,6 +336,26 @@ def test_arms_side_by_side() -> None:
 def test_arms_without_a_value_at_the_round_are_left_out() -> None:
     figure = arms_at_round(results(), "early_stop_step", 2)
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["ticket"]
+
+
+def test_a_seed_with_a_draw_that_has_no_value_is_left_out_as_in_the_table() -> None:
+    one = results(dict(STEPS) | {("reinit", 1, 1, 1): math.nan})
+    axes = arms_at_round(one, "early_stop_step", 1).axes[0]
+    assert points(axes)[1] == [(400, pytest.approx(1.22))]
+    assert summary_of(one, "early_stop_step").set_index("arm").loc["reinit", "mean"] == 400
+
+
+def test_different_densities_of_one_round_are_all_named() -> None:
+    one = results(
+        curves=[
+            curve(("ticket", 1, 0, 1), [0, 1]),
+            curve(("reinit", 1, 0, 1), [0, 1]).assign(density=0.3),
+        ]
+    )
+    assert legend(training_curves(one, "val_acc")) == ["30 / 50 %"]
+    one.rounds.loc[one.rounds["arm"] == "reinit", "density"] = 0.3
+    captions = {drawing.name: drawing.caption for drawing in drawings_of(one)}
+    assert "with 30 / 50 % of the weights" in captions["early_stop_step_by_arm"]
 
 
 def test_stability_counts_pairs_as_draws() -> None:

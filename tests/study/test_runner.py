@@ -18,6 +18,8 @@ from distributed import Client, LocalCluster
 from lightning_lth import Ticket
 from lightning_lth.study import Study, load_study, run_study
 from lightning_lth.study.jobs import all_jobs
+from lightning_lth.study.recorder import MEASURES
+from lightning_lth.study.statistics import KEYS
 from tests.contents import contents
 from tests.study import tiny
 
@@ -181,12 +183,54 @@ def test_the_callers_state_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_trials_train_with_as_many_threads_as_the_study_says(tmp_path: Path) -> None:
-    model = {"class_path": "tests.study.tiny.CountsThreads"}
+    model = {"class_path": "tests.study.tiny.LogsSurroundings"}
     arms = {"winning_ticket": tiny.iterative(rounds=1)}
     tables = run_study(
         load_study(tiny.config(seeds=[0], threads=3, model=model, arms=arms)), tmp_path
     )
     assert tables["curves"]["num_threads"].unique().tolist() == [3]
+
+
+def test_gpus_are_hidden_from_an_arm_on_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    config = tiny.config(
+        seeds=[0],
+        model={"class_path": "tests.study.tiny.LogsSurroundings"},
+        trainer={"accelerator": "auto", "max_steps": 6},
+        arms={"a": tiny.iterative(rounds=1, changes={"trainer": {"accelerator": "cpu"}})},
+    )
+    tables = run_study(load_study(config), tmp_path)
+    assert tables["curves"]["hides_gpus"].unique().tolist() == [1]
+
+
+def test_metrics_with_the_names_of_our_columns_damage_nothing(tmp_path: Path) -> None:
+    config = tiny.config(
+        seeds=[1],
+        model={"class_path": "tests.study.tiny.LogsOurColumns"},
+        arms={"winning_ticket": tiny.iterative(rounds=1)},
+    )
+    curves = run_study(load_study(config), tmp_path)["curves"]
+    own = ["arm", "seed", "draw", "round", "density", "step"]
+    assert list(curves) == [*own, "val_loss", "val_accuracy"]
+    assert curves.loc[0, own].tolist() == ["winning_ticket", 1, 0, 0, 1.0, 3]
+
+
+def test_claims_may_be_about_the_numbers_of_a_training(
+    finished: tuple[Path, dict[str, pd.DataFrame]],
+) -> None:
+    """All that can be judged is accepted before there are trainings, and nothing else."""
+    numbers = set(finished[1]["rounds"].select_dtypes("number")) - set(KEYS)
+    assert set(MEASURES) == numbers
+
+
+def test_tables_of_arms_that_are_gone_are_removed(copy: Path) -> None:
+    whole = _files(copy)
+    for name in ("stability.csv", "stability.parquet"):
+        shutil.copy(copy / "rounds.parquet", copy / name)
+    run_study(load_study(tiny.config()), copy)
+    assert _files(copy) == whole
 
 
 def test_finished_trials_are_not_run_again_and_arms_may_be_added(copy: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -38,12 +39,22 @@ class Net(LightningModule):
         return torch.optim.Adam(self.parameters(), lr=0.02)
 
 
-class CountsThreads(Net):
-    """Logs how many threads torch uses."""
+class LogsSurroundings(Net):
+    """Logs how many threads torch uses, and whether GPUs are hidden."""
 
     def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
         super().validation_step(batch, batch_idx)
         self.log("num_threads", float(torch.get_num_threads()))
+        self.log("hides_gpus", float(os.environ.get("CUDA_VISIBLE_DEVICES") == ""))
+
+
+class LogsOurColumns(Net):
+    """Logs metrics that are called as columns of the records are."""
+
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        super().validation_step(batch, batch_idx)
+        for name in ("arm", "seed", "draw", "round", "density", "step", "layer", "stop_reason"):
+            self.log(name, 0.5 + batch_idx)
 
 
 class Data(LightningDataModule):
