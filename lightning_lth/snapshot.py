@@ -134,7 +134,7 @@ class _Contents:
         self._copies: dict[int, tuple[Tensor, Tensor]] = {}
 
     def add(self, tensor: Tensor) -> None:
-        if id(tensor) not in self._copies and _is_writable(tensor):
+        if id(tensor) not in self._copies and is_writable(tensor):
             self._copies[id(tensor)] = (tensor, tensor.detach().to("cpu", copy=True))
 
     def remember(self, value: Any) -> Callable[[], Any]:
@@ -157,7 +157,7 @@ class _Contents:
             tensor.copy_(content)
 
 
-def _is_writable(tensor: Tensor) -> bool:
+def is_writable(tensor: Tensor) -> bool:
     """Whether torch writes into it outside inference mode; if not, it stays as it is anyway."""
     if tensor.is_inference() or tensor.is_meta:
         return False

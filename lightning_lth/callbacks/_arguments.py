@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 
 def check_at_least(name: str, value: int, minimum: int) -> None:
     """Refuse anything but an integer of at least ``minimum``."""
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
         raise ValueError(f"`{name}` must be an integer of at least {minimum}, got {value!r}.")
+
+
+def check_function(name: str, value: object, example: str) -> None:
+    """Refuse anything that cannot be called."""
+    if not callable(value):
+        raise TypeError(f"`{name}` must be a function, such as {example}, got {value!r}.")
+
+
+def check_rounds(rounds: object) -> None:
+    """Refuse anything but a list of pruning rounds."""
+    if not isinstance(rounds, Collection) or isinstance(rounds, str):
+        raise TypeError(f"`rounds` lists pruning rounds, such as `(0, 3)`, got {rounds!r}.")
+    for round_ in rounds:
+        check_at_least("rounds", round_, 0)
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

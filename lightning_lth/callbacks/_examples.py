@@ -5,10 +5,14 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any
 
+from torch.nn import Module
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from lightning_lth.callbacks import _trainer
 from lightning_lth.callbacks._lightning import lightning_of
+from lightning_lth.callbacks._trial import silence
+from lightning_lth.learning_rate.batches import generators_in, stateful_in
+from lightning_lth.snapshot import undone
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -30,10 +34,7 @@ def example_batch(trainer: Trainer) -> Any:
         loaders = _trainer.train_dataloader_source(trainer)
         is_combined = isinstance(loaders, utilities.CombinedLoader)
         batch = _batches(loaders.iterables if is_combined else loaders)
-        module = trainer.lightning_module
-        batch = trainer.precision_plugin.convert_input(batch)
-        batch = module._on_before_batch_transfer(batch)
-        return trainer.strategy.batch_to_device(batch)
+        return _trainer.on_device(trainer, batch)
 
 
 def rehearsal(module: LightningModule) -> LightningModule:
@@ -61,15 +62,9 @@ def training_step(trainer: Trainer, module: LightningModule, batch: Any) -> Any:
     arguments = [batch]
     if takes(module.training_step, "batch_idx", min_args=2):
         arguments.append(0)
-    for name in ("log", "log_dict"):
-        vars(module)[name] = _ignore
     vars(module)["_trainer"] = trainer
-    with trainer.precision_plugin.train_step_context():
+    with silence(trainer, module), trainer.precision_plugin.train_step_context():
         return module.training_step(*arguments)
-
-
-def _ignore(*args: Any, **kwargs: Any) -> None:
-    """Stands in for ``log`` and ``log_dict``."""
 
 
 def _batches(loaders: Any) -> Any:
@@ -86,18 +81,23 @@ def _batch(loader: Any) -> Any:
         raise LookupError(
             f"a {type(loader).__name__} cannot be read without using it up. {_ADVICE}"
         )
-    dataset = loader.dataset
+    dataset: Any = loader.dataset
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
         raise LookupError(
             f"{type(dataset).__name__} has no examples that can be read without using it up. "
             f"{_ADVICE}"
         )
+    if len(dataset) == 0:
+        raise LookupError(f"{type(dataset).__name__} is empty. {_ADVICE}")
+    with undone(Module(), generators=generators_in(loader), extra=stateful_in(loader)):
+        return _collated(loader, dataset)
+
+
+def _collated(loader: DataLoader[Any], dataset: Any) -> Any:
     takes_lists = loader.batch_size is None and isinstance(loader.sampler, BatchSampler)
     batches = loader.sampler if takes_lists else loader.batch_sampler
     size = loader.batch_size or getattr(batches, "batch_size", None)
     total = len(dataset)
-    if total == 0:
-        raise LookupError(f"{type(dataset).__name__} is empty. {_ADVICE}")
     if size is None:  # automatic batching is switched off
         return loader.collate_fn(dataset[0])
     size = min(size, total)

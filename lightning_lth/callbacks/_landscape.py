@@ -12,6 +12,7 @@ from lightning_lth.callbacks import _trainer, _trial
 from lightning_lth.callbacks.fixed_masks import FixedMasks
 from lightning_lth.callbacks.pruning import IterativeMagnitudePruning
 from lightning_lth.layer_stats.landscape import Landscape, probe
+from lightning_lth.pruning.parameters import named_parameters
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -35,22 +36,22 @@ def landscape(trainer: Trainer, batch: Any) -> Landscape | None:
     def loss() -> Tensor:
         return _trainer.training_loss(trainer, batch)
 
-    with _masked(trainer), _trial.own_attributes(module), _trial.silence(trainer):
+    with _masked(trainer), _trial.own_attributes(module), _trial.silence(trainer, module):
         return probe(loss, module, lr=lr, internal_covariate_shift=True)
 
 
 @contextlib.contextmanager
 def _masked(trainer: Trainer) -> Iterator[None]:
     """Inside, pruned weights have no gradient, so that no step along it moves them."""
-    parameters = dict(trainer.lightning_module.named_parameters())
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    kinds = (FixedMasks, IterativeMagnitudePruning)
+    masks = [pair for one in callbacks if isinstance(one, kinds) for pair in one.masks.items()]
+    parameters = named_parameters(trainer.lightning_module)
     with contextlib.ExitStack() as stack:
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, (FixedMasks, IterativeMagnitudePruning)):
-                for name, mask in callback.masks.items():
-                    if parameters[name].requires_grad:
-                        multiply = mask.to(parameters[name]).mul
-                        hook = parameters[name].register_hook(multiply)  # type: ignore[no-untyped-call]
-                        stack.callback(hook.remove)
+        for name, mask in masks:
+            if (parameter := parameters[name]).requires_grad:
+                hook = parameter.register_hook(mask.to(parameter).mul)  # type: ignore[no-untyped-call]
+                stack.callback(hook.remove)
         yield
 
 

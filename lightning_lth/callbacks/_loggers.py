@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from importlib.util import find_spec
 from io import BytesIO
 from typing import TYPE_CHECKING
 
@@ -130,7 +129,7 @@ def log_range_test(
     chart = Lines(f"Loss by step of {group}", (tag_pattern(group, "loss"),))
     add_charts(trainer, "Learning rate", [chart])
     add_figure(trainer, name, partial(range_test_figures.range_test, test))
-    if path is not None and find_spec("matplotlib") is not None:
+    if path is not None:
         _save_range_test(test, path)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,7 @@ def is_due(trainer: Trainer, callback: Callback, rounds: Sequence[int], results:
     return round_ in rounds and round_ not in results and not is_excluded
 
 
-def refuse_sharded(trainer: Trainer, callback: Callback) -> None:
+def refuse_flattened(trainer: Trainer, callback: Callback) -> None:
     """Refuse strategies whose steps cannot be undone.
 
     Raises:
@@ -45,6 +46,16 @@ def refuse_sharded(trainer: Trainer, callback: Callback) -> None:
             f"{type(callback).__name__} cannot undo steps of {type(trainer.strategy).__name__}, "
             f"which trains flattened copies of the parameters. Use DDP, or fixed values."
         )
+
+
+def check_plot_dir(folder: object) -> None:
+    """Refuse pictures that nothing could draw.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+    """
+    if folder is not None and find_spec("matplotlib") is None:
+        raise ImportError('`plot_dir` needs matplotlib: `pip install "lightning-lth[plots]"`.')
 
 
 def report(trainer: Trainer, name: str, tests: Sequence[RangeTest], folder: Any) -> None:
@@ -85,3 +96,15 @@ def latest(results: Results) -> RangeTest:
     if not results:
         raise RuntimeError("There is no result before `trainer.fit` has started training.")
     return results[max(results)][0]
+
+
+def found_range(test: RangeTest) -> tuple[float, float]:
+    """The lowest and the highest rate to cycle between.
+
+    Raises:
+        RuntimeError: If none were found.
+    """
+    found = test.range
+    if found.base is None or found.max is None:
+        raise RuntimeError(f"The LRFinder found no range: {found.reason}. Give one.")
+    return found.base, found.max

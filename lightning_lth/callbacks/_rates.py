@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
     from torch.optim import Optimizer
 
+NEVER = 2**62  # as the frequency of a scheduler that rests
 _IN_GROUPS = ("lr", "initial_lr", "max_lr", "min_lr")  # the last two are those of OneCycleLR
 _IN_SCHEDULERS = ("base_lrs", "max_lrs", "_last_lr")
 
@@ -21,7 +22,7 @@ def nominal_rates(trainer: Trainer, optimizer: Optimizer) -> list[float]:
     """The rate of each parameter group that its schedule is about.
 
     That is the highest of the present rate, the one that schedulers multiply, and the peak of a
-    cycle; warm-ups start far below.
+    cycle; warm-ups start far below. While schedulers rest, it is the present rate.
 
     Raises:
         ValueError: If there is no learning rate.
@@ -32,6 +33,8 @@ def nominal_rates(trainer: Trainer, optimizer: Optimizer) -> list[float]:
             f"{optimizer!r} has no learning rate to set. Return an optimizer that has one from "
             f"`configure_optimizers`."
         )
+    if any(config.frequency >= NEVER for config in trainer.lr_scheduler_configs):
+        return [float(group["lr"]) for group in groups]
     rates = [
         max(float(group[name]) for name in ("lr", "initial_lr", "max_lr") if name in group)
         for group in groups
@@ -40,6 +43,12 @@ def nominal_rates(trainer: Trainer, optimizer: Optimizer) -> list[float]:
         peaks = getattr(scheduler, "max_lrs", rates)
         rates = [max(rate, float(peak)) for rate, peak in zip(rates, peaks, strict=True)]
     return rates
+
+
+def group_ratios(trainer: Trainer, optimizer: Optimizer) -> list[float]:
+    """The nominal rate of each group as a multiple of the first; 1 where that is 0."""
+    rates = nominal_rates(trainer, optimizer)
+    return [rate / rates[0] if rates[0] else 1.0 for rate in rates]
 
 
 def set_rates(optimizer: Optimizer, rates: list[float]) -> None:
@@ -92,14 +101,20 @@ def check_has(optimizers: Sequence[Optimizer], parameter: str) -> None:
             )
 
 
-def set_parameter(optimizer: Optimizer, parameter: str, value: float) -> None:
-    """Set momentum in all groups, or weight decay in those that have any; in all if none has."""
+def groups_to_set(optimizer: Optimizer, parameter: str) -> list[int]:
+    """All groups for a momentum; for weight decay those that have any, or all if none has."""
+    groups = list(enumerate(optimizer.param_groups))
+    decayed = [index for index, group in groups if group.get("weight_decay")]
+    return decayed if decayed and parameter == "weight_decay" else [index for index, _ in groups]
+
+
+def set_parameter(optimizer: Optimizer, parameter: str, value: float, groups: list[int]) -> None:
+    """Set momentum or weight decay of some groups."""
     if parameter == "momentum":
-        set_momentum(optimizer, value, list(range(len(optimizer.param_groups))))
+        set_momentum(optimizer, value, groups)
         return
-    decayed = [group for group in optimizer.param_groups if group["weight_decay"]]
-    for group in decayed or optimizer.param_groups:
-        group["weight_decay"] = value
+    for index in groups:
+        optimizer.param_groups[index]["weight_decay"] = value
 
 
 def _beta1(group: dict[str, Any]) -> float:
@@ -146,20 +161,27 @@ def steps_per_epoch(trainer: Trainer) -> int:
 
 
 def total_steps(trainer: Trainer) -> int:
-    """Optimizer steps of the training.
+    """Optimizer steps of the training; those of several optimizers in one batch count once.
 
     Raises:
         ValueError: If its length is not known.
     """
+    if len(trainer.optimizers) > 1 and trainer.max_steps != -1:
+        raise ValueError(
+            f"policy='one_cycle' needs a training of known length, but `max_steps="
+            f"{trainer.max_steps}` counts the steps of every optimizer. Set `max_epochs` instead, "
+            f"and for a stream `limit_train_batches`."
+        )
     total = trainer.estimated_stepping_batches
-    if math.isinf(total):
+    if math.isinf(total) or total < 0:  # -1 for a stream
         raise ValueError("policy='one_cycle' needs a training of known length: set `max_steps`.")
     return int(total)
 
 
-def warn_of_idle_momentum(optimizers: Sequence[Optimizer]) -> None:
-    """Say that momentum cannot be cycled where none is in use."""
-    idle = [type(one).__name__ for one in optimizers if not groups_with_momentum(one)]
+def warn_of_idle_momentum(optimizers: Sequence[Optimizer], in_use: list[list[int]]) -> None:
+    """Say that momentum cannot be cycled where no group has any in use."""
+    pairs = zip(optimizers, in_use, strict=True)
+    idle = [type(optimizer).__name__ for optimizer, groups in pairs if not groups]
     if idle:
         warnings.warn(
             f"{', '.join(idle)} has no momentum in use, so that it cannot be cycled. Set one in "

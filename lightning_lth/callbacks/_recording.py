@@ -6,8 +6,8 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lightning_lth.callbacks import _ranks, _rounds, _trainer
-from lightning_lth.pruning.history import BestValue, RoundRecord, StopReason
+from lightning_lth.callbacks import _ranks, _rounds, _stopping, _trainer
+from lightning_lth.pruning.history import BestValue, RoundEnd, RoundRecord
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lightning_lth.callbacks._pruning_state import PruningState
 
 
-def monitored(trainer: Trainer, monitor: str | None, mode: str) -> tuple[str, str]:
+def _monitored(trainer: Trainer, monitor: str | None, mode: str) -> tuple[str, str]:
     """The metric whose best value counts and its mode: given, or that of another callback."""
     if monitor is not None:
         return monitor, mode
@@ -26,7 +26,7 @@ def monitored(trainer: Trainer, monitor: str | None, mode: str) -> tuple[str, st
     return "val_loss", "min"
 
 
-def keep_metrics(trainer: Trainer, state: PruningState, monitor: str) -> None:
+def _keep_metrics(trainer: Trainer, state: PruningState, monitor: str) -> None:
     """Remember the latest metrics.
 
     Where ranks disagree on the monitored one, because it was logged without ``sync_dist``, their
@@ -39,11 +39,20 @@ def keep_metrics(trainer: Trainer, state: PruningState, monitor: str) -> None:
         (state.metrics[monitor],) = _ranks.means(trainer, state.metrics[monitor])
 
 
-def observe(trainer: Trainer, state: PruningState, monitor: str, mode: str) -> None:
-    """Remember the latest metrics, and whether the monitored one is the best of the round."""
-    keep_metrics(trainer, state, monitor)
+def observe(
+    trainer: Trainer, state: PruningState, monitor: str | None, mode: str, *, is_epoch_end: bool
+) -> None:
+    """Remember the latest metrics, and whether the monitored one is the best of the round.
+
+    As EarlyStopping does, one of the validation is looked at when that ends, a mean over an epoch
+    of training when that ends: before, its value is that of the last epoch.
+    """
+    monitor, mode = _monitored(trainer, monitor, mode)
+    _keep_metrics(trainer, state, monitor)
     value = state.metrics.get(monitor)
-    if value is not None and BestValue.is_better(value, state.best, mode):
+    if value is None or is_epoch_end != _stopping.looks_at_epoch_end(trainer, monitor, None):
+        return
+    if BestValue.is_better(value, state.best, mode):
         state.best = BestValue(monitor, value, trainer.global_step, dict(state.metrics))
 
 
@@ -100,7 +109,20 @@ def _save_ticket(trainer: Trainer, state: PruningState, folder: str | Path | Non
         ticket.save(Path(folder) / f"round_{state.round:02d}.safetensors")
 
 
-def _stop_reason(trainer: Trainer, state: PruningState) -> StopReason:
+def warn_of_other_tickets(trainer: Trainer, folder: str | Path | None) -> None:
+    """Warn of tickets of another search, which would stand beside those of this one."""
+    if folder is None or not trainer.is_global_zero or _trainer.is_fast_dev_run(trainer):
+        return
+    found = sorted(path.name for path in Path(folder).glob("round_*.safetensors"))
+    if found:
+        warnings.warn(
+            f"`ticket_dir` '{folder}' holds tickets of another search: {', '.join(found)}. Those "
+            "of the same rounds are overwritten, others stay. Take an empty folder for each.",
+            stacklevel=2,
+        )
+
+
+def _stop_reason(trainer: Trainer, state: PruningState) -> RoundEnd:
     if state.is_round_over or _rounds.is_stopping(trainer):
         stoppers = trainer.early_stopping_callbacks
         is_early = any(stopper.stopping_reason.value > 0 for stopper in stoppers)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, final
 
-from lightning_lth.callbacks import _compatibility, _rounds, _trainer
+from lightning_lth.callbacks import _compatibility, _rates, _rounds, _trainer
 from lightning_lth.callbacks._lightning import lightning_of
 from lightning_lth.callbacks.early_stopping import EarlyStopping
 from lightning_lth.pruning.rewind import RewindPoint
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
 
     from lightning_lth.callbacks._pruning_state import PruningState
     from lightning_lth.pruning.masking import MaskKeeper
-
-_NEVER = 2**62  # as the frequency of a scheduler
 
 
 @final
@@ -38,11 +37,13 @@ class Rewinding:
     epoch: int | None
     repeats_data_order: bool
     _accumulate_grad_batches: int = 1
+    _early_stopping: dict[str, Any] = field(default_factory=dict)
     _frequencies: list[int] = field(default_factory=list)
 
     def start(self, trainer: Trainer) -> None:
         """Remember what callbacks change in the course of a round."""
         self._accumulate_grad_batches = trainer.accumulate_grad_batches
+        self._early_stopping = _states_of_stoppers(trainer)
 
     def check(self, trainer: Trainer, state: PruningState) -> None:
         """Refuse a rewind point that training cannot come to, and data that cannot repeat."""
@@ -50,22 +51,31 @@ class Rewinding:
             _compatibility.check_order_repeats(_trainer.train_dataloaders(trainer))
         if _trainer.is_fast_dev_run(trainer):
             return
+        self._check_budget(trainer)
+        if state.point is None and self._is_behind(trainer):
+            raise RuntimeError(
+                f"Training starts at step {trainer.global_step}, epoch {trainer.current_epoch}, "
+                f"behind the rewind point ({self}), which the checkpoint does not hold. Rewind to "
+                "a step that is still to come, or start from a checkpoint of this callback."
+            )
+
+    def _check_budget(self, trainer: Trainer) -> None:
+        """Refuse a rewind point behind the end of a training."""
         if 0 <= trainer.max_steps <= self.step:
             raise ValueError(
                 f"`rewind_step` must be less than `Trainer(max_steps={trainer.max_steps})`, "
                 f"the budget of one training, got {self.step}."
             )
         max_epochs = -1 if trainer.max_epochs is None else trainer.max_epochs
+        if 0 <= (steps := _num_steps(trainer, max_epochs)) <= self.step and self.epoch is None:
+            raise ValueError(
+                f"`rewind_step` must be less than the budget of one training, {steps} steps in "
+                f"`Trainer(max_epochs={max_epochs})`, got {self.step}."
+            )
         if self.epoch is not None and 0 <= max_epochs <= self.epoch:
             raise ValueError(
                 f"`rewind_epoch` must be less than `Trainer(max_epochs={max_epochs})`, "
                 f"the budget of one training, got {self.epoch}."
-            )
-        if state.point is None and self._is_behind(trainer):
-            raise RuntimeError(
-                f"Training starts at step {trainer.global_step}, epoch {trainer.current_epoch}, "
-                f"behind the rewind point ({self}), which the checkpoint does not hold. Rewind to "
-                "a step that is still to come, or start from a checkpoint of this callback."
             )
 
     def is_due(self, trainer: Trainer) -> bool:
@@ -81,11 +91,7 @@ class Rewinding:
         reshard_(trainer.lightning_module)
         state.point = RewindPoint.capture(*_parts(trainer))
         state.position = _rounds.position_at_batch_start(trainer)
-        state.early_stopping = {
-            callback.state_key: copy.deepcopy(callback.state_dict())
-            for callback in trainer.early_stopping_callbacks
-            if not isinstance(callback, EarlyStopping)
-        }
+        state.early_stopping = _states_of_stoppers(trainer)
 
     def _check_captured(self, trainer: Trainer, state: PruningState) -> None:
         """Refuse to end a round before the rewind point."""
@@ -114,7 +120,7 @@ class Rewinding:
             state.point.restore_schedule_(trainer.optimizers, _schedulers(trainer))
         self.rest_schedulers(trainer)
         keeper.hold_(state.masks)
-        _restart_callbacks(trainer, state)
+        _restart_callbacks(trainer, self._early_stopping | state.early_stopping)
         trainer.accumulate_grad_batches = self._accumulate_grad_batches
         _rounds.forget_results(trainer)
         _rounds.set_position(trainer, state.position)
@@ -135,7 +141,7 @@ class Rewinding:
         if self.mode == "none" and not self._frequencies:
             self._frequencies = [config.frequency for config in trainer.lr_scheduler_configs]
             for config in trainer.lr_scheduler_configs:
-                config.frequency = _NEVER
+                config.frequency = _rates.NEVER
 
     def release(self, trainer: Trainer) -> None:
         """Let stopped schedulers go again."""
@@ -157,6 +163,16 @@ class Rewinding:
         return epochs_before + trainer.current_epoch
 
 
+def _num_steps(trainer: Trainer, num_epochs: int) -> int:
+    """How many optimizer steps the epochs can have at most; -1 if that is not known before."""
+    num_batches = trainer.num_training_batches
+    if not trainer.lightning_module.automatic_optimization or math.isinf(num_batches):
+        return -1
+    if num_epochs < 0 or trainer.reload_dataloaders_every_n_epochs > 0:  # type: ignore[attr-defined]
+        return -1
+    return num_epochs * math.ceil(num_batches / trainer.accumulate_grad_batches)
+
+
 def _parts(trainer: Trainer) -> tuple[Any, Any, Any, Any]:
     return (
         trainer.lightning_module,
@@ -170,12 +186,21 @@ def _schedulers(trainer: Trainer) -> list[Any]:
     return [config.scheduler for config in trainer.lr_scheduler_configs]
 
 
-def _restart_callbacks(trainer: Trainer, state: PruningState) -> None:
+def _states_of_stoppers(trainer: Trainer) -> dict[str, Any]:
+    """The states of Lightning's EarlyStopping callbacks by key; ours restart themselves."""
+    return {
+        callback.state_key: copy.deepcopy(callback.state_dict())
+        for callback in trainer.early_stopping_callbacks
+        if not isinstance(callback, EarlyStopping)
+    }
+
+
+def _restart_callbacks(trainer: Trainer, early_stopping: dict[str, Any]) -> None:
     for stopper in trainer.early_stopping_callbacks:
         if isinstance(stopper, EarlyStopping):
             stopper.start_round()
             continue
-        stopper.load_state_dict(copy.deepcopy(state.early_stopping[stopper.state_key]))
+        stopper.load_state_dict(copy.deepcopy(early_stopping[stopper.state_key]))
     kinds = lightning_of(trainer).callbacks
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, kinds.ModelCheckpoint):

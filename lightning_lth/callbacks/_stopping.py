@@ -68,7 +68,7 @@ def looks_at_epoch_end(trainer: Trainer, monitor: str, is_wanted: bool | None) -
     """Whether to look at the metric when epochs end, rather than when validations end."""
     if is_wanted is not None:
         return is_wanted
-    if not trainer.enable_validation:
+    if not trainer.enable_validation or monitor in _trainer.means_of_training(trainer):
         return True
     is_every_epoch = trainer.val_check_interval == 1.0 and trainer.check_val_every_n_epoch == 1
     is_of_validation = monitor in trainer.callback_metrics and not is_of_training(trainer, monitor)

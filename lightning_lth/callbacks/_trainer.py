@@ -53,15 +53,19 @@ def run_training_batch(trainer: Trainer, batch: Any, index: int) -> Tensor | Non
     """
     epoch_loop, module = trainer.fit_loop.epoch_loop, trainer.lightning_module
     epoch_loop.batch_progress.current.ready = index + 1
-    batch = trainer.precision_plugin.convert_input(batch)
-    batch = module._on_before_batch_transfer(batch)
-    batch = trainer.strategy.batch_to_device(batch)
-    arguments = epoch_loop._build_kwargs(OrderedDict(), batch, index)
+    arguments = epoch_loop._build_kwargs(OrderedDict(), on_device(trainer, batch), index)
     if module.automatic_optimization:
         optimization = epoch_loop.automatic_optimization
         loss = optimization.run(trainer.optimizers[0], index, arguments).get("loss")
         return None if loss is None else loss * trainer.accumulate_grad_batches  # it was divided
     return epoch_loop.manual_optimization.run(arguments).get("loss")
+
+
+def on_device(trainer: Trainer, batch: Any) -> Any:
+    """A batch of the loader, as ``training_step`` gets it."""
+    batch = trainer.precision_plugin.convert_input(batch)
+    batch = trainer.lightning_module._on_before_batch_transfer(batch)
+    return trainer.strategy.batch_to_device(batch)
 
 
 def training_loss(trainer: Trainer, batch: Any) -> Tensor:
@@ -99,6 +103,11 @@ def is_fast_dev_run(trainer: Trainer) -> bool:
     return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
 
 
+def is_fresh_start(trainer: Trainer) -> bool:
+    """In ``setup``: whether this Trainer has not trained before; it may still load a checkpoint."""
+    return trainer.global_step == 0 and trainer.current_epoch == 0
+
+
 def is_resuming(trainer: Trainer) -> bool:
     """Whether, before training starts, a checkpoint has been loaded to go on from.
 
@@ -125,6 +134,13 @@ def training_metrics(trainer: Trainer) -> set[str]:
     """Names of the metrics that were logged while training, rather than in a validation."""
     results = trainer.fit_loop.epoch_loop._results
     return {metric.meta.name for metric in results.values()}
+
+
+def means_of_training(trainer: Trainer) -> set[str]:
+    """Names of the metrics that are means over an epoch of training, known when that ends."""
+    metas = [metric.meta for metric in trainer.fit_loop.epoch_loop._results.values()]
+    names = [meta.name for meta in metas if meta.on_epoch]
+    return {*names, *(f"{name}_epoch" for name in names)}
 
 
 def can_stop(trainer: Trainer) -> bool:

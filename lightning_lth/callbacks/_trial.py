@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import math
+import types
 from collections.abc import Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any, final
@@ -28,16 +30,20 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
 _INTERNAL = frozenset(vars(torch.nn.Module())) | {"_trainer", "_fabric"}
-_SHARED = (torch.nn.Module, Dataset, DataLoader, torch.optim.Optimizer)
+_FUNCTIONS = (
+    *(type, types.FunctionType, types.BuiltinFunctionType, types.MethodType),
+    functools.partial,
+)
+_SHARED = (torch.nn.Module, Dataset, DataLoader, torch.optim.Optimizer, *_FUNCTIONS)
 
 
 @contextlib.contextmanager
 def trial(trainer: Trainer, loader: Any = None) -> Iterator[Trial]:
     """Inside, training steps can be taken; afterwards everything is as before.
 
-    That is: parameters, buffers, optimizers, gradient scaler, random states and generators, the
-    order of the data, attributes of the modules, counters of the loops. Meanwhile other callbacks
-    and the loggers notice nothing. After an exception or Ctrl-C, too.
+    That is: parameters, buffers, optimizers, schedulers, gradient scaler, random states and
+    generators, the order of the data, attributes of the modules, counters of the loops. Meanwhile
+    other callbacks and the loggers notice nothing. After an exception or Ctrl-C, too.
 
     Args:
         trainer: In ``on_train_start``.
@@ -57,13 +63,14 @@ def trial(trainer: Trainer, loader: Any = None) -> Iterator[Trial]:
                 generators=[g for part in batches.loaders for g in generators_in(part)],
                 extra=[
                     *(state for part in batches.loaders for state in stateful_in(part)),
+                    *(config.scheduler for config in trainer.lr_scheduler_configs),
                     *([scaler] if scaler is not None else []),
                 ],
             )
         )
         stack.enter_context(own_attributes(module))
         stack.enter_context(_trainer.counters_kept(trainer))
-        stack.enter_context(silence(trainer))
+        stack.enter_context(silence(trainer, module))
         yield Trial(trainer, snapshot, batches)
 
 
@@ -173,7 +180,7 @@ def _attributes(layer: Module) -> dict[str, Any]:
 
 
 def _copied(value: Any, shared: dict[int, Any]) -> Any:
-    if isinstance(value, _SHARED) or callable(value):
+    if isinstance(value, _SHARED):
         return value
     try:
         return copy.deepcopy(value, dict(shared))
@@ -182,24 +189,25 @@ def _copied(value: Any, shared: dict[int, Any]) -> Any:
 
 
 @contextlib.contextmanager
-def silence(trainer: Trainer) -> Iterator[None]:
-    """Inside, nothing is logged and no callback is called."""
+def silence(trainer: Trainer, module: Module) -> Iterator[None]:
+    """Inside, ``module`` logs nothing, no callback is called, and no request to stop is heard."""
     callbacks, loggers = trainer.callbacks, trainer.loggers  # type: ignore[attr-defined]
     lightning = lightning_of(trainer)
-    layers = trainer.lightning_module.modules()
-    modules = [layer for layer in layers if isinstance(layer, lightning.LightningModule)]
+    modules = [one for one in module.modules() if isinstance(one, lightning.LightningModule)]
+    should_stop = trainer.should_stop
     trainer.callbacks = []  # type: ignore[attr-defined]
     trainer.loggers = [lightning.loggers.logger.DummyLogger()] if loggers else []
-    for module in modules:
-        vars(module).update(log=_ignore, log_dict=_ignore)
+    for one in modules:
+        vars(one).update(log=_ignore, log_dict=_ignore)
     try:
         yield
     finally:
         trainer.callbacks = callbacks  # type: ignore[attr-defined]
         trainer.loggers = loggers
-        for module in modules:
+        trainer.should_stop = should_stop
+        for one in modules:
             for name in ("log", "log_dict"):
-                vars(module).pop(name, None)
+                vars(one).pop(name, None)
 
 
 def _ignore(*args: Any, **kwargs: Any) -> None:

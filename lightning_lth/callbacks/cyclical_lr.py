@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, final
 
 from typing_extensions import override
 
-from lightning_lth.callbacks import _arguments, _finders, _loggers, _rates
+from lightning_lth.callbacks import _arguments, _finders, _loggers, _range_tests, _rates, _trainer
 from lightning_lth.callbacks._lightning import Callback
 from lightning_lth.learning_rate.cycles import Cycle
 from lightning_lth.learning_rate.policies import POLICIES, Policy, Settings
@@ -35,8 +35,9 @@ class CyclicalLR(Callback):
         step_unit: Whether ``step_size`` counts optimizer steps or epochs.
         policy: ``"triangular"``; ``"triangular2"`` halves the amplitude with each cycle;
             ``"exp_range"`` shrinks it by ``gamma`` with each step; ``"one_cycle"`` is one cycle,
-            and then a fall to a thousandth of ``base_lr`` until the end of training; ``"cosine"``
-            falls along half a cosine, and restarts.
+            and then a fall to a thousandth of ``base_lr`` until the end of training, which must
+            come by ``max_epochs`` where there are several optimizers: ``max_steps`` counts the
+            steps of each; ``"cosine"`` falls along half a cosine, and restarts.
         gamma: Of ``"exp_range"``, in (0, 1].
         cycle_multiplier: Each cycle is longer than the one before by this factor, at least 1.
         base_momentum: Momentum at the highest rate; None leaves momentum alone. Of Adam and kin,
@@ -46,6 +47,7 @@ class CyclicalLR(Callback):
             otherwise; they are not stepped then.
 
     Raises:
+        TypeError: If a rate, a momentum or a factor is not a number.
         ValueError: If an argument is out of its range.
 
     Examples:
@@ -90,12 +92,17 @@ class CyclicalLR(Callback):
         self.replace_schedulers = replace_schedulers
         self._finder: LRFinder | None = None
         self._step = 0
-        self._global_steps_per_step = 1
+        self._steps_at: dict[int, int] = {}  # by global step, where the two differ
         self._cycle: Cycle | None = None
         self._ratios: list[list[float]] = []
-        self._in_use: dict[int, list[int]] = {}
+        self._in_use: list[list[int]] = []
         self._last_global_step = 0
         self._replaced: list[Any] = []
+        if (base_lr is None) != (max_lr is None):
+            raise ValueError(
+                f"`base_lr` and `max_lr` must be given both, got {base_lr} and {max_lr}. A range "
+                f"test finds both: `CyclicalLR.from_finder(finder, ...)`."
+            )
         rates = (1.0, 2.0) if base_lr is None or max_lr is None else (base_lr, max_lr)
         self._settings().cycle(*rates, 2, 10)  # only to check the arguments
 
@@ -167,8 +174,9 @@ class CyclicalLR(Callback):
         """Refuse what cannot work."""
         if stage != "fit":
             return
-        if trainer.global_step == 0:
-            self._step = 0
+        self._ratios, self._in_use = [], []
+        if _trainer.is_fresh_start(trainer):
+            self._step, self._steps_at = 0, {}
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         cycles_momentum = self.base_momentum is not None
         _finders.refuse_second_setter(callbacks, self._finder, cycles_momentum=cycles_momentum)
@@ -200,37 +208,45 @@ class CyclicalLR(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set the first rate; in a later round, that of the rewind point."""
         if not trainer.fit_loop.restarting:
-            self._step = trainer.global_step // self._global_steps_per_step
+            self._step = self._steps_at.get(trainer.global_step, trainer.global_step)
         self._last_global_step = trainer.global_step
-        self._ratios = [_ratios(trainer, optimizer) for optimizer in trainer.optimizers]
+        if not self._ratios:  # once a fit: a cycle may write rates and momenta of 0
+            self._ratios = [_rates.group_ratios(trainer, one) for one in trainer.optimizers]
+            self._in_use = [_rates.groups_with_momentum(one) for one in trainer.optimizers]
         self._cycle = self._resolved_cycle(trainer)
-        self._in_use = {id(one): _rates.groups_with_momentum(one) for one in trainer.optimizers}
         if self.base_momentum is not None:
-            _rates.warn_of_idle_momentum(trainer.optimizers)
+            _rates.warn_of_idle_momentum(trainer.optimizers, self._in_use)
         self._write(trainer)
 
     @override
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Log the rate of this step, and set that of the next, as schedulers do."""
-        taken = trainer.global_step - self._last_global_step
-        if taken == 0:
+        if trainer.global_step == self._last_global_step:
             return  # still accumulating
         self._last_global_step = trainer.global_step
-        self._global_steps_per_step = taken  # more than 1 with several optimizers
         _loggers.log_cycle(trainer, *self._values())
         self._step += 1
+        if self._step != trainer.global_step:  # with several optimizers
+            self._steps_at[trainer.global_step] = self._step
         self._write(trainer)
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """The position; no settings."""
-        return {"step": self._step, "global_steps_per_step": self._global_steps_per_step}
+        """The position, and what the optimizers were before the first cycle; no settings."""
+        return {
+            "step": self._step,
+            "steps_at": dict(self._steps_at),
+            "ratios": self._ratios,
+            "in_use": self._in_use,
+        }
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where the checkpoint was."""
         self._step = state_dict["step"]
-        self._global_steps_per_step = state_dict["global_steps_per_step"]
+        self._steps_at = dict(state_dict["steps_at"])
+        self._ratios = state_dict["ratios"]
+        self._in_use = state_dict["in_use"]
 
     @override
     def on_exception(
@@ -252,10 +268,7 @@ class CyclicalLR(Callback):
     def _resolved_cycle(self, trainer: Trainer) -> Cycle:
         base_lr, max_lr = self.base_lr, self.max_lr
         if self._finder is not None:
-            found = self._finder.result.range
-            if found.base is None or found.max is None:
-                raise RuntimeError(f"The LRFinder found no range: {found.reason}. Give one.")
-            base_lr, max_lr = found.base, found.max
+            base_lr, max_lr = _range_tests.found_range(self._finder.result)
         assert base_lr is not None
         assert max_lr is not None
         size = self._steps(_rates.steps_per_epoch(trainer) if self.step_unit == "epoch" else 1)
@@ -275,17 +288,13 @@ class CyclicalLR(Callback):
 
     def _values(self) -> tuple[float, float | None]:
         assert self._cycle is not None
-        momentum = self._cycle.momentum(self._step) if any(self._in_use.values()) else None
+        momentum = self._cycle.momentum(self._step) if any(self._in_use) else None
         return self._cycle.rate(self._step), momentum
 
     def _write(self, trainer: Trainer) -> None:
         rate, momentum = self._values()
-        for optimizer, ratios in zip(trainer.optimizers, self._ratios, strict=True):
+        parts = zip(trainer.optimizers, self._ratios, self._in_use, strict=True)
+        for optimizer, ratios, groups in parts:
             _rates.set_rates(optimizer, [rate * ratio for ratio in ratios])
             if momentum is not None:
-                _rates.set_momentum(optimizer, momentum, self._in_use[id(optimizer)])
-
-
-def _ratios(trainer: Trainer, optimizer: Any) -> list[float]:
-    rates = _rates.nominal_rates(trainer, optimizer)
-    return [rate / rates[0] if rates[0] else 1.0 for rate in rates]
+                _rates.set_momentum(optimizer, momentum, groups)

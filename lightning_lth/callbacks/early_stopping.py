@@ -32,7 +32,7 @@ class EarlyStopping(LightningEarlyStopping):
 
     Each validation is decided afresh from all before it. While ``min_epochs`` or ``min_steps`` keep
     the Trainer going nothing is decided, so a network that improves later is not stopped. Each
-    pruning round and each ``fit`` starts with an empty record.
+    pruning round and each ``fit`` from step 0 on starts with an empty record.
 
     Args:
         monitor: Name of the metric.
@@ -171,7 +171,7 @@ class EarlyStopping(LightningEarlyStopping):
             return
         if self.restore_best:
             _stopping.refuse_sharded(trainer)
-        if trainer.global_step == 0 and trainer.current_epoch == 0:
+        if _trainer.is_fresh_start(trainer):
             self._state = self._new_state()
 
     def start_round(self) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, final
 
 from typing_extensions import override
 
-from lightning_lth.callbacks import _arguments, _range_tests, _rates
+from lightning_lth.callbacks import _arguments, _range_tests, _rates, _trainer
 from lightning_lth.callbacks._lightning import Callback
 from lightning_lth.callbacks._trial import Trial, trial
 from lightning_lth.learning_rate.range_test import RangeTest
@@ -65,8 +65,8 @@ class HyperparameterFinder(Callback):
     ) -> None:
         _arguments.check_choice("parameter", parameter, ("momentum", "weight_decay"))
         _arguments.check_at_least("steps_per_value", steps_per_value, 1)
-        for round_ in rounds:
-            _arguments.check_at_least("rounds", round_, 0)
+        _arguments.check_rounds(rounds)
+        _range_tests.check_plot_dir(plot_dir)
         _check_values(parameter, values)
         self.parameter: Literal["momentum", "weight_decay"] = parameter
         self.values = values
@@ -76,6 +76,7 @@ class HyperparameterFinder(Callback):
         self.dataloader = dataloader
         self.plot_dir = plot_dir
         self._results: _range_tests.Results = {}
+        self._groups: list[list[int]] = []
 
     @property
     def results(self) -> Mapping[int, Sequence[RangeTest]]:
@@ -102,8 +103,9 @@ class HyperparameterFinder(Callback):
         """Refuse what cannot work; forget the last fit."""
         if stage != "fit":
             return
-        _range_tests.refuse_sharded(trainer, self)
-        if trainer.global_step == 0:
+        _range_tests.refuse_flattened(trainer, self)
+        self._groups = []
+        if _trainer.is_fresh_start(trainer):
             self._results = {}
 
     @override
@@ -112,38 +114,44 @@ class HyperparameterFinder(Callback):
         if not _range_tests.is_due(trainer, self, self.rounds, self._results):
             return
         _rates.check_has(trainer.optimizers, self.parameter)
-        tests = [self._test(trainer, optimizer) for optimizer in trainer.optimizers]
+        if not self._groups:  # once: a weight decay of 0 may be what is set
+            self._groups = [_rates.groups_to_set(one, self.parameter) for one in trainer.optimizers]
+        pairs = list(zip(trainer.optimizers, self._groups, strict=True))
+        tests = [self._test(trainer, optimizer, groups) for optimizer, groups in pairs]
         self._results[_range_tests.round_of(trainer)] = tests
         _range_tests.report(trainer, f"{self.parameter}_finder", tests, self.plot_dir)
         if self.apply:
-            for optimizer, test in zip(trainer.optimizers, tests, strict=True):
+            for (optimizer, groups), test in zip(pairs, tests, strict=True):
                 if test.chosen.value is not None:
-                    _rates.set_parameter(optimizer, self.parameter, test.chosen.value)
+                    _rates.set_parameter(optimizer, self.parameter, test.chosen.value, groups)
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """The curves and what was read off them."""
-        return _range_tests.state_of(self._results)
+        """The curves, what was read off them, and the groups that it is set in."""
+        return _range_tests.state_of(self._results) | {"groups": self._groups}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the curves of the fit that is resumed."""
         self._results = _range_tests.results_from(state_dict)
+        self._groups = state_dict["groups"]
 
-    def _test(self, trainer: Trainer, optimizer: Optimizer) -> RangeTest:
+    def _test(self, trainer: Trainer, optimizer: Optimizer, groups: list[int]) -> RangeTest:
         with trial(trainer, self.dataloader) as steps:
             curve = restarting_sweep(
                 tuple(self.values),
                 self.steps_per_value,
-                self._step_with(steps, optimizer),
+                self._step_with(steps, optimizer, groups),
                 steps.restart,
                 parameter=self.parameter,
             )
         return RangeTest.of(curve, "lowest")
 
-    def _step_with(self, steps: Trial, optimizer: Optimizer) -> Callable[[float], float]:
+    def _step_with(
+        self, steps: Trial, optimizer: Optimizer, groups: list[int]
+    ) -> Callable[[float], float]:
         def step(value: float) -> float:
-            _rates.set_parameter(optimizer, self.parameter, value)
+            _rates.set_parameter(optimizer, self.parameter, value, groups)
             return steps.step()
 
         return step

@@ -16,7 +16,7 @@ from lightning_lth.callbacks._lightning import Callback
 from lightning_lth.initialization.initialize import checked_seed, initialize_
 from lightning_lth.initialization.lazy import materialize_
 from lightning_lth.initialization.overrides import Overrides
-from lightning_lth.initialization.passes import call
+from lightning_lth.initialization.passes import call, fresh, weight_buffers
 from lightning_lth.initialization.plan import ASSUMED
 from lightning_lth.initialization.report import InitializationReport, InitializedParameter
 from lightning_lth.initialization.schemes import Scheme, needs_example, scheme_of
@@ -155,7 +155,7 @@ class Initializer(Callback):
         """Initialize a copy with training data, and copy its weights back."""
         try:
             batch = _examples.example_batch(trainer)
-            step = partial(_examples.training_step, trainer, batch=batch)
+            step = partial(_examples.training_step, trainer, batch=fresh(batch))
             materialize_(pl_module, step)
             replica = _examples.rehearsal(pl_module)
             report, signal = self._initialize(trainer, replica, batch, _examples.training_step)
@@ -203,10 +203,12 @@ def _refuse_sharded(trainer: Trainer) -> None:
 def _copy_parameters_(module: Module, source: Module) -> None:
     for parameter, new in zip(module.parameters(), source.parameters(), strict=True):
         parameter.copy_(new)
+    for name, buffer in weight_buffers(source).items():
+        module.get_buffer(name).copy_(buffer)
 
 
 def _synchronize_(trainer: Trainer, module: Module) -> None:
     """Give all ranks the weights of the first: augmented batches may differ."""
     if trainer.world_size > 1:
-        for parameter in module.parameters():
-            torch.distributed.broadcast(parameter.data, src=0)
+        for tensor in (*module.parameters(), *weight_buffers(module).values()):
+            torch.distributed.broadcast(tensor.data, src=0)

@@ -88,6 +88,7 @@ class LayerStatsMonitor(Callback):
         self._diagnoses: list[Diagnosis] = []
         self._layers: list[dict[str, Any]] = []
         self._last_batch: Any = None
+        self._num_measured = 0
 
     @property
     def diagnoses(self) -> list[Diagnosis]:
@@ -122,13 +123,14 @@ class LayerStatsMonitor(Callback):
                 f"`landscape=True` cannot take steps with the shards of "
                 f"{type(trainer.strategy).__name__}. Use DDP, or leave it out."
             )
-        if trainer.global_step == 0 and trainer.current_epoch == 0:
+        if _trainer.is_fresh_start(trainer):
             self.table, self.landscapes, self._diagnoses = Table(), [], []
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Attach the hooks before anything runs, so that compiled modules have them."""
         self._observer = LayerObserver(pl_module, activations=self.activations)
+        self._num_measured = 0
         _layer_charts.add(trainer, self._observer)
 
     @override
@@ -157,6 +159,7 @@ class LayerStatsMonitor(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Log what was seen."""
         if self._observing.is_in_batch:
+            self._num_measured += 1
             self._record(trainer, self._observing.finish_training_batch())
 
     @override
@@ -201,6 +204,17 @@ class LayerStatsMonitor(Callback):
         _layer_charts.add_figures(trainer, self.table, self._observing)
 
     @override
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say so if training was shorter than the interval."""
+        n = self._interval(trainer)
+        is_missing = self._num_measured == 0 and self._layers and n > 0
+        if is_missing and not _trainer.is_fast_dev_run(trainer):
+            rank_zero_info(
+                f"`LayerStatsMonitor` has measured no training batch: it looks at every {n}th, and "
+                "training was shorter. Give it a smaller `every_n_steps`."
+            )
+
+    @override
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
@@ -217,10 +231,13 @@ class LayerStatsMonitor(Callback):
         assert self._observer is not None  # from `on_fit_start` on
         return self._observer
 
+    def _interval(self, trainer: Trainer) -> int:
+        if self.every_n_steps is not None:
+            return self.every_n_steps
+        return int(trainer.log_every_n_steps)  # type: ignore[attr-defined]
+
     def _is_due(self, trainer: Trainer) -> bool:
-        n = self.every_n_steps
-        if n is None:
-            n = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        n = self._interval(trainer)
         is_turn = n > 0 and (_trainer.logging_step(trainer) + 1) % n == 0
         return is_turn and trainer.is_global_zero and _trainer.is_stepping_batch(trainer)
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, final
 
 from typing_extensions import override
 
-from lightning_lth.callbacks import _arguments, _range_tests, _rates
+from lightning_lth.callbacks import _arguments, _range_tests, _rates, _trainer
 from lightning_lth.callbacks._lightning import Callback
 from lightning_lth.callbacks._trial import Trial, trial
 from lightning_lth.learning_rate.range_test import RangeTest
-from lightning_lth.learning_rate.suggestions import Rule, check_rule
+from lightning_lth.learning_rate.suggestions import RAMP_RULES, Rule
 from lightning_lth.learning_rate.sweep import Mode, check_ladder, ladder, sweep
 
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ class LRFinder(Callback):
         suggestion: How to read the curve: ``"valley"``, ``"slide"``, ``"steep"`` or ``"minimum"``;
             see :func:`~lightning_lth.learning_rate.suggestions.suggest`.
         apply: Train with the suggestion, in optimizers and schedulers; otherwise only report it.
+            ``lr`` and ``learning_rate`` of the module and of its ``hparams`` are overwritten, too,
+            where they are numbers, with that of the first optimizer.
         rounds: Pruning rounds to run in; 0 is the start of the first training.
         dataloader: Batches to test on; by default the training data. Needed where those can be read
             only once.
@@ -73,9 +75,9 @@ class LRFinder(Callback):
     ) -> None:
         _arguments.check_at_least("num_steps", num_steps, 10)
         check_ladder(min_lr, max_lr, num_steps, mode, names=("min_lr", "max_lr"))
-        check_rule(suggestion)
-        for round_ in rounds:
-            _arguments.check_at_least("rounds", round_, 0)
+        _arguments.check_choice("suggestion", suggestion, tuple(RAMP_RULES))
+        _arguments.check_rounds(rounds)
+        _range_tests.check_plot_dir(plot_dir)
         self.min_lr = min_lr
         self.max_lr = max_lr
         self.num_steps = num_steps
@@ -106,8 +108,8 @@ class LRFinder(Callback):
         """Refuse what cannot work; forget the last fit."""
         if stage != "fit":
             return
-        _range_tests.refuse_sharded(trainer, self)
-        if trainer.global_step == 0:
+        _range_tests.refuse_flattened(trainer, self)
+        if _trainer.is_fresh_start(trainer):
             self._results = {}
 
     @override
@@ -133,8 +135,7 @@ class LRFinder(Callback):
         self._results = _range_tests.results_from(state_dict)
 
     def _test(self, trainer: Trainer, optimizer: Optimizer) -> RangeTest:
-        rates = _rates.nominal_rates(trainer, optimizer)
-        ratios = [rate / rates[0] if rates[0] else 1.0 for rate in rates]
+        ratios = _rates.group_ratios(trainer, optimizer)
         values = ladder(self.min_lr, self.max_lr, self.num_steps, self.mode)
         with trial(trainer, self.dataloader) as steps:
             curve = sweep(values, _step_with(steps, optimizer, ratios))

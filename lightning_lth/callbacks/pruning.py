@@ -12,6 +12,7 @@ from lightning_lth.callbacks import _arguments, _compatibility, _loggers, _recor
 from lightning_lth.callbacks._lightning import Callback
 from lightning_lth.callbacks._pruning_state import PruningState
 from lightning_lth.callbacks._rewinding import Rewinding
+from lightning_lth.callbacks._trainer import is_fresh_start
 from lightning_lth.callbacks.fixed_masks import FixedMasks
 from lightning_lth.pruning import selection
 from lightning_lth.pruning.masking import MaskKeeper
@@ -66,7 +67,7 @@ class IterativeMagnitudePruning(Callback):
         empty_layers: ``"warn"`` of a round that leaves a layer without weights, or ``"refuse"`` it.
 
     Raises:
-        ValueError: If an argument is out of its range.
+        TypeError, ValueError: If an argument is of another type, or out of its range.
 
     Examples:
         >>> from lightning.pytorch import Trainer
@@ -99,6 +100,7 @@ class IterativeMagnitudePruning(Callback):
         _arguments.check_at_least("rounds", rounds, 1)
         _arguments.check_rewind_point(rewind_step, rewind_epoch)
         _arguments.check_fractions(fraction, fractions)
+        _arguments.check_function("criterion", criterion, "`pruning.scoring.magnitude`")
         _arguments.check_choice("scope", scope, ("global", "layer"))
         _arguments.check_choice("rewind", rewind, ("weights", "learning_rate", "none"))
         _arguments.check_choice("mode", mode, ("min", "max"))
@@ -133,7 +135,7 @@ class IterativeMagnitudePruning(Callback):
 
     @property
     def masks(self) -> Masks:
-        """Which weights survive in the present round."""
+        """Which weights survive in the present round; ``RuntimeError`` before the first."""
         if self._state.masks is None:
             raise RuntimeError("There are no masks before `trainer.fit` has started training.")
         return self._state.masks
@@ -153,7 +155,7 @@ class IterativeMagnitudePruning(Callback):
         if stage != "fit":
             return
         _compatibility.refuse_incompatible(trainer, self, (IterativeMagnitudePruning, FixedMasks))
-        if trainer.global_step == 0 and trainer.current_epoch == 0:
+        if is_fresh_start(trainer):
             self._state = PruningState()
         self._rewinding = self._new_rewinding()
         self._rewinding.start(trainer)
@@ -183,16 +185,12 @@ class IterativeMagnitudePruning(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record the metrics, and whether the monitored one is the best of the round."""
         if not trainer.sanity_checking and trainer.state.fn == "fit":
-            _recording.observe(trainer, self._state, *self._monitored(trainer))
+            self._observe(trainer, is_epoch_end=False)
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Record the metrics of the epoch; the monitored one where no validation runs."""
-        monitor, mode = self._monitored(trainer)
-        if trainer.enable_validation:
-            _recording.keep_metrics(trainer, self._state, monitor)
-        else:
-            _recording.observe(trainer, self._state, monitor, mode)
+        """Record the metrics of the epoch; the monitored one if it is one of training."""
+        self._observe(trainer, is_epoch_end=True)
 
     @override
     def on_save_checkpoint(
@@ -247,6 +245,7 @@ class IterativeMagnitudePruning(Callback):
         _rounds.prepare_data(trainer)
         self._rewinding.check(trainer, self._state)
         if self._state.masks is None:
+            _recording.warn_of_other_tickets(trainer, self.ticket_dir)
             self._state.masks = Masks.dense(prunable_parameters(module, self.parameters))
         parameters = self._masked_parameters(module)
         selection.check_fractions(self.fractions, parameters)
@@ -266,8 +265,8 @@ class IterativeMagnitudePruning(Callback):
         self.masks.check_matches(present)
         return {name: present[name] for name in self.masks}
 
-    def _monitored(self, trainer: Trainer) -> tuple[str, str]:
-        return _recording.monitored(trainer, self.monitor, self.mode)
+    def _observe(self, trainer: Trainer, *, is_epoch_end: bool) -> None:
+        _recording.observe(trainer, self._state, self.monitor, self.mode, is_epoch_end=is_epoch_end)
 
     def _finish_round(self, trainer: Trainer) -> None:
         if len((state := self._state).history) > state.round:

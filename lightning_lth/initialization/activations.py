@@ -17,6 +17,7 @@ from lightning_lth.initialization import functions
 from lightning_lth.initialization.findings import Log
 from lightning_lth.initialization.flows import Trace, carried, merged, part_of, passed
 from lightning_lth.initialization.passes import eager, tensors_in, unchanged
+from lightning_lth.initialization.writing import name_of
 
 
 @final
@@ -134,7 +135,10 @@ class _Recorder(TorchFunctionMode):
         self.root = module
         self.log = Log()
         self.running: list[nn.Module] = []  # innermost last
-        self.names = {id(layer): _plain_name(name) for name, layer in module.named_modules()}
+        self.names = {
+            id(layer): name_of(name.partition("parametrizations.")[0])
+            for name, layer in module.named_modules()
+        }
         self.traces = WeakTensorKeyDictionary()
         for buffer in module.buffers():
             self.traces[buffer] = Trace()
@@ -286,9 +290,3 @@ class _Recorder(TorchFunctionMode):
 
 def _has_matrix(module: nn.Module) -> bool:
     return any(parameter.dim() > 1 for parameter in module.parameters(recurse=False))
-
-
-def _plain_name(name: str) -> str:
-    """Without what compilation and parametrization put into it."""
-    name = name.partition("parametrizations.")[0].rstrip(".")
-    return ".".join(part for part in name.split(".") if part != "_orig_mod")

@@ -27,6 +27,24 @@ def warn_of_assumptions(
         )
 
 
+def warn_of_missing_ends(
+    found: list[Target], decisions: list[Decision], zeroed: frozenset[str]
+) -> None:
+    """Say which ends of residual branches have no weight that can be made 0."""
+    written = {
+        target.name
+        for target, decision in zip(found, decisions, strict=True)
+        if decision.rule is not None  # the user's own rule is as good
+    }
+    missing = sorted(name.removesuffix(".weight") for name in zeroed - written)
+    if missing:
+        warnings.warn(
+            f"{', '.join(map(repr, missing))} should start at 0 and cannot: there is no `weight` "
+            f"that is drawn. What ends there starts like any other layer.",
+            stacklevel=3,
+        )
+
+
 def warn_of_unknown_layers(found: list[Target], decisions: list[Decision]) -> None:
     """Say which matrices stay as they are, because nothing is known of their layers."""
     unknown = [

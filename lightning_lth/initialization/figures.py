@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from lightning_lth._figures import new_figure
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -63,11 +65,7 @@ def _plot(axes: Axes, curves: Mapping[str, Sequence[float | None]], *, ylabel: s
 
 
 def _new_figure(title: str) -> tuple[Figure, tuple[Axes, Axes]]:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("Figures need matplotlib: pip install 'lightning-lth[plots]'.") from error
-    figure = Figure(figsize=(6.4, 6.4), layout="constrained")
+    figure = new_figure(height=6.4)
     figure.suptitle(title)
     upper, lower = figure.subplots(2, sharex=True)
     return figure, (upper, lower)

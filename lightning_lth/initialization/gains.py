@@ -76,6 +76,7 @@ def gain(activation: str) -> float:
     if activation in _GAINS:
         return _GAINS[activation]
     if is_gate(activation):
+        gate_gain(activation)  # refuses what has none
         return 1.0
     name, _, rest = activation.partition("(")
     if name in _PARAMETRIC and rest.endswith(")"):

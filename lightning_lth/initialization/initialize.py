@@ -10,15 +10,19 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.utils import parametrize
 
 from lightning_lth.initialization.activations import Branch, DataFlow, data_flow
-from lightning_lth.initialization.advice import warn_of_assumptions, warn_of_unknown_layers
+from lightning_lth.initialization.advice import (
+    warn_of_assumptions,
+    warn_of_missing_ends,
+    warn_of_unknown_layers,
+)
+from lightning_lth.initialization.data_driven import use_data_
 from lightning_lth.initialization.drawing import Rule
-from lightning_lth.initialization.layer_variance import lsuv_
-from lightning_lth.initialization.layers import Maps
 from lightning_lth.initialization.lazy import lazy_layers, materialize_
 from lightning_lth.initialization.overrides import Overrides
-from lightning_lth.initialization.passes import call, tensors_in, unchanged
+from lightning_lth.initialization.passes import call, fresh, tensors_in, unchanged
 from lightning_lth.initialization.plan import Decision, Plan
 from lightning_lth.initialization.report import InitializationReport, InitializedParameter
 from lightning_lth.initialization.schemes import (
@@ -31,8 +35,7 @@ from lightning_lth.initialization.schemes import (
     scheme_of,
 )
 from lightning_lth.initialization.targets import Target, targets
-from lightning_lth.initialization.unit_variance import data_dependent_
-from lightning_lth.initialization.writing import effective, write_
+from lightning_lth.initialization.writing import Refused, effective, write_
 
 Forward = Callable[[Module, Any], Any]
 
@@ -85,7 +88,8 @@ def initialize_(
         ValueError: If a scheme, a key of ``overrides`` or ``masks`` does not exist, if a scheme
             needs an example and there is none, or if the example is not finite.
         RuntimeError: If a layer is lazy and no example shows its shape, or if it is on the meta
-            device. The module is unchanged then, as it is if the forward pass fails.
+            device. The module is unchanged then, as it is if a forward pass fails; only lazy layers
+            may have got their shapes.
 
     Examples:
         >>> from torch import nn
@@ -100,34 +104,35 @@ def initialize_(
     chosen = scheme_of(scheme)
     seed = checked_seed(seed)
     run = _runner(chosen, example_input, forward, zero_branch_ends=zero_branch_ends)
-    if run is not None:
-        materialize_(module, run)
-    _refuse_lazy(module)
+    _refuse_lazy(materialize_(module, run) if run is not None else list(lazy_layers(module)))
     found = targets(module)
     own_rules = _checked_overrides(overrides or {}, found)
-    _check_masks(masks or {}, found)
+    masks = _checked_masks(masks or {}, found)
     flow = data_flow(module, lambda: run(module)) if run is not None else None
     zeroed, factors = _branch_ends(chosen, flow, zero_branch_ends=zero_branch_ends)
-    plan = Plan(base_rule(chosen), own_rules, flow, masks or {}, seed, zeroed, factors)
+    plan = Plan(base_rule(chosen), own_rules, flow, masks, seed, zeroed, factors)
     decisions = [plan.decide(target) for target in found]
     warn_of_assumptions(found, decisions, has_example=flow is not None)
     warn_of_unknown_layers(found, decisions)
-    is_risky = _may_fail(chosen, own_rules)
+    warn_of_missing_ends(found, decisions, zeroed)
+    is_risky = _may_fail(chosen, own_rules, found)
     with unchanged(module, parameters=True) if is_risky else contextlib.nullcontext():
         _write_all_(found, decisions)
-        if run is not None:
-            _use_data_(module, chosen, lambda: run(module), found, decisions, seed)
+        if run is not None and isinstance(chosen, (LSUV, DataDependent)):
+            drawn = list(zip(found, decisions, strict=True))
+            use_data_(module, lambda: run(module), chosen, drawn, seed)
     if reset_running_stats:
         _reset_running_stats_(module)
     rows = map(_row, found, decisions)
     return InitializationReport(tuple(rows), seed)
 
 
-def _may_fail(scheme: Scheme, overrides: Overrides) -> bool:
+def _may_fail(scheme: Scheme, overrides: Overrides, found: list[Target]) -> bool:
     """Whether code that is not ours runs between the first write and the last."""
     rules = (base_rule(scheme), *overrides.rules.values())
     is_ours = all(type(rule).__module__.startswith(__package__) for rule in rules)
-    return needs_example(scheme) or not is_ours
+    has_parametrizations = any(parametrize.is_parametrized(target.layer) for target in found)
+    return needs_example(scheme) or not is_ours or has_parametrizations
 
 
 def checked_seed(seed: int | None) -> int:
@@ -159,25 +164,31 @@ def _runner(
                 "`example_input` must be finite, got a tensor with NaN or infinite values. "
                 "Pass another batch."
             )
-    return lambda module: (forward or call)(module, example_input)
+    return lambda module: (forward or call)(module, fresh(example_input))
 
 
-def _refuse_lazy(module: Module) -> None:
-    names = [repr(name) for name in lazy_layers(module)]
+def _refuse_lazy(names: list[str]) -> None:
     if names:
         raise RuntimeError(
-            f"Lazy and without a shape yet: {', '.join(names)}. Pass an `example_input` that "
-            f"reaches every layer, or run one forward pass first."
+            f"Lazy and without a shape yet: {', '.join(map(repr, names))}. Pass an "
+            f"`example_input` that reaches every layer, or run one forward pass first."
         )
 
 
 def _checked_overrides(rules: Mapping[str | type[Module], Rule], found: list[Target]) -> Overrides:
     overrides = Overrides(rules)
-    overrides.check_all_match({t.name: (t.layer, t.is_weight) for t in found})
+    overrides.check_all_match({t.name: (t.layer, t.is_weight) for t in found}, _tied(found))
     return overrides
 
 
-def _check_masks(masks: Mapping[str, Tensor], found: list[Target]) -> None:
+def _tied(found: list[Target]) -> dict[str, str]:
+    return {target.name: target.tied_to for target in found if target.tied_to is not None}
+
+
+def _checked_masks(masks: Mapping[str, Tensor], found: list[Target]) -> dict[str, Tensor]:
+    """The masks, by the name under which a weight is drawn."""
+    tied = _tied(found)
+    masks = {tied.get(name, name): mask for name, mask in masks.items()}
     shapes = {t.name: tuple(effective(t.layer, t.attribute).shape) for t in found if t.is_weight}
     for name, mask in masks.items():
         if name not in shapes:
@@ -189,6 +200,7 @@ def _check_masks(masks: Mapping[str, Tensor], found: list[Target]) -> None:
             )
         if not mask.any():
             raise ValueError(f"The mask of {name!r} keeps no weight, so that there is no fan.")
+    return masks
 
 
 def _branch_ends(
@@ -222,47 +234,9 @@ def _write_all_(found: list[Target], decisions: list[Decision]) -> None:
         decision.std_before = decision.std_after = target.std()
         if decision.values is not None:
             note = write_(target.layer, target.attribute, decision.values())
+            decision.rule = None if isinstance(note, Refused) else decision.rule
             decision.notes += [note] if note else []
             decision.std_after = target.std()  # at once, while it is in the cache
-
-
-def _use_data_(
-    module: Module,
-    scheme: Scheme,
-    run: Callable[[], object],
-    found: list[Target],
-    decisions: list[Decision],
-    seed: int,
-) -> None:
-    """Scale what the scheme itself has drawn; what the user has ruled stays."""
-    scaled = {
-        target.layer_name: decision
-        for target, decision in zip(found, decisions, strict=True)
-        if decision.rule is not None and not decision.is_override and _is_scalable(target)
-    }
-    layers = dict.fromkeys(scaled, "weight")
-    notes: dict[str, str] = {}
-    if isinstance(scheme, LSUV):
-        notes = lsuv_(module, run, layers)
-    elif isinstance(scheme, DataDependent):
-        notes = data_dependent_(
-            module, run, layers, seed=seed, iterations=scheme.iterations, tolerance=scheme.tolerance
-        )
-    else:
-        return
-    name = "lsuv" if isinstance(scheme, LSUV) else "data_dependent"
-    for layer_name, decision in scaled.items():
-        if layer_name in notes:
-            decision.notes.append(notes[layer_name])
-        else:
-            decision.rule = f"{name} of {decision.rule}"
-    for target, decision in zip(found, decisions, strict=True):
-        decision.std_after = target.std()
-
-
-def _is_scalable(target: Target) -> bool:
-    is_map = isinstance(target.part, Maps) and target.part.weight.role in ("map", "projection")
-    return is_map and target.attribute == "weight"
 
 
 def _reset_running_stats_(module: Module) -> None:

@@ -10,16 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._pytree import tree_map
 
-from lightning_lth.initialization.passes import tensors_in, unchanged
+from lightning_lth.initialization.passes import map_tensors, tensors_in, unchanged
+from lightning_lth.initialization.statistics import at_least_float32
 
 LARGEST_JACOBIAN = 2048 * 2048  # elements: 16 MB, and seconds for the singular values
-
-
-def at_least_float32(values: Tensor) -> Tensor:
-    """Half precision, widened."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def extreme_singular_values(
@@ -54,6 +49,8 @@ def _jacobian(function: Callable[[Any], Any], example: Any) -> Tensor:
         raise ValueError("there is no floating-point input")
     output = next(floating_tensors(function(arguments))).flatten()
     shape = output.numel(), sum(tensor.numel() for tensor in inputs)
+    if 0 in shape:
+        raise ValueError(f"the Jacobian of {shape[0]} x {shape[1]} is empty")
     if math.prod(shape) > LARGEST_JACOBIAN:
         raise ValueError(f"the Jacobian of {shape[0]} x {shape[1]} is too large")
     rows = (
@@ -72,18 +69,6 @@ def first_example(value: Any) -> Any:
         return (tensor[:1] if is_batch else tensor).detach().clone()
 
     return map_tensors(first, value)
-
-
-def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """The same nest with other tensors; what was one tensor stays one."""
-    done: dict[int, Tensor] = {}
-
-    def once(item: Any) -> Any:
-        if isinstance(item, Tensor) and id(item) not in done:
-            done[id(item)] = function(item)
-        return done.get(id(item), item)
-
-    return tree_map(once, value)
 
 
 def floating_tensors(value: Any) -> Iterator[Tensor]:

@@ -16,12 +16,13 @@ from torch.nn import Module
 from torch.overrides import TorchFunctionMode
 
 from lightning_lth.initialization.jacobians import (
-    at_least_float32,
     extreme_singular_values,
     first_example,
     floating_tensors,
 )
 from lightning_lth.initialization.layer_signals import LayerSignal
+from lightning_lth.initialization.statistics import at_least_float32
+from lightning_lth.initialization.writing import name_of
 
 _RESHAPES = (nn.Identity, nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle)
 _ACTIVATIONS = {
@@ -61,7 +62,10 @@ class Recorder(TorchFunctionMode):
         super().__init__()
         self.rows: list[LayerSignal] = []
         self.edges: list[GradientEdge | None] = []
-        self._names = {layer: name for name, layer in module.named_modules()}
+        self._layers = dict(module.named_modules())
+        self._names = {
+            id(layer): name_of(name) for name, layer in self._layers.items()
+        }  # by id: metrics' hashes vary
         self._singular_values = singular_values
         self._counts: Counter[str] = Counter()
         self._calls: list[_Call] = []
@@ -72,7 +76,7 @@ class Recorder(TorchFunctionMode):
     def attached(self) -> Iterator[None]:
         """Record what runs inside."""
         with contextlib.ExitStack() as stack:
-            for module, name in self._names.items():
+            for name, module in self._layers.items():
                 if "parametrizations" not in name.split("."):  # these compute weights
                     enter = module.register_forward_pre_hook(self._enter, with_kwargs=True)
                     leave = module.register_forward_hook(self._leave, always_call=True)
@@ -85,7 +89,7 @@ class Recorder(TorchFunctionMode):
             return
         if self._calls:
             self._calls[-1].is_leaf = False
-        name = ".".join(part for part in self._names[module].split(".") if part != "_orig_mod")
+        name = self._names[id(module)]
         example = self._example_of((args, kwargs))
         this = _Call(name, type(module).__name__, module, lambda v: module(*v[0], **v[1]), example)
         self._calls.append(this)
@@ -99,7 +103,7 @@ class Recorder(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "").strip("_")
-        self._unit_dim = _UNIT_DIM.get(name, self._unit_dim)
+        self._unit_dim = _unit_dim(name, args, self._unit_dim)
         if self._is_paused or name not in _ACTIVATIONS:
             return func(*args, **(kwargs or {}))
         kwargs = dict(kwargs or {})
@@ -129,7 +133,7 @@ class Recorder(TorchFunctionMode):
         self._counts[name] += 1
         count = self._counts[name]
         values = tensor.detach()
-        mean, std = mean_and_std(values)
+        mean, std = mean_and_std_of_all(values)
         row = LayerSignal(
             name if count == 1 else f"{name} ({count})",
             done.type,
@@ -171,16 +175,22 @@ def _character(
     return low == 0, (-math.inf if low == 0 else low, high)
 
 
-def mean_and_std(values: Tensor) -> tuple[float, float]:
-    """Over all elements; the variance is divided by their count."""
+def mean_and_std_of_all(values: Tensor) -> tuple[float, float]:
+    """As numbers; the variance is divided by the count."""
     values = at_least_float32(values)
     mean = values.mean()
     return float(mean), float((values - mean).square().mean().sqrt())
 
 
+def _unit_dim(function: str, args: Sequence[Any], present: int) -> int:
+    if function.startswith("conv") and function in _UNIT_DIM and args:
+        return int(args[0].ndim) - 1 - int(function[-2])  # 0 without a batch
+    return _UNIT_DIM.get(function, present)
+
+
 def _dead(values: Tensor, unit_dim: int) -> float:
     values = values.reshape(1) if values.ndim == 0 else values
-    units = values.movedim(unit_dim if values.ndim > 2 else -1, 0)
+    units = values.movedim(unit_dim if values.ndim > 2 or unit_dim == 0 else -1, 0)
     return float(units.reshape(len(units), -1).abs().amax(1).eq(0).float().mean())
 
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, final
 
+from lightning_lth.initialization.tables import aligned, text
+
 
 @final
 @dataclass(frozen=True)
@@ -95,14 +97,10 @@ class SignalReport:
         rows = self.to_dicts()
         names = [field.name for field in dataclasses.fields(LayerSignal)]
         shown = [name for name in names if any(row[name] is not None for row in rows)]
-        columns = [[name.replace("_", " "), *(_text(row[name]) for row in rows)] for name in shown]
-        widths = [max(map(len, column)) for column in columns]
-        lines = [
-            "  ".join(map(str.ljust, cells, widths)).rstrip()
-            for cells in zip(*columns, strict=True)
-        ]
+        header = [name.replace("_", " ") for name in shown]
+        lines = aligned([header, *([text(row[name]) for name in shown] for row in rows)])
         if self.singular_values is not None:
-            smallest, largest = map(_text, self.singular_values)
+            smallest, largest = map(text, self.singular_values)
             lines.append(f"Singular values of the network: {smallest} to {largest}")
         elif self.note is not None:
             lines.append(f"No singular values of the network: {self.note}")
@@ -111,9 +109,3 @@ class SignalReport:
     def to_dicts(self) -> list[dict[str, Any]]:
         """Each row as a dictionary of plain values, e.g. for a pandas data frame."""
         return [dataclasses.asdict(row) for row in self.rows]
-
-
-def _text(value: object) -> str:
-    if value is None:
-        return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

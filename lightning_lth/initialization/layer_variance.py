@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast, final
 
@@ -14,8 +14,9 @@ from torch.nn import Module, Parameter
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils import parametrize
 
-from lightning_lth.initialization.passes import eager
-from lightning_lth.initialization.writing import effective, own_parameters, pruning_mask, write_
+from lightning_lth.initialization.passes import eager, saved_weights
+from lightning_lth.initialization.statistics import at_least_float32
+from lightning_lth.initialization.writing import effective, name_of, pruning_mask, write_
 
 _TABLES = (nn.Embedding, nn.EmbeddingBag)
 _DENSE = (nn.Linear, nn.Bilinear, *_TABLES)
@@ -100,12 +101,14 @@ class Site:
         attribute: Of the weight.
         host: Returns the output: the layer itself, but the attention layer around an ``out_proj``,
             which uses that without calling it.
+        keeps_bias: Whether the bias must stay, even if it is trained.
     """
 
     name: str
     layer: Module
     attribute: str
     host: Module
+    keeps_bias: bool = False
 
     @property
     def positions(self) -> int | None:
@@ -119,12 +122,14 @@ class Site:
         """What the layer adds, one number per unit."""
         if self.positions is None or getattr(self.layer, "bias", None) is None:
             return None
-        return wide(effective(self.layer, "bias"))
+        return at_least_float32(effective(self.layer, "bias"))
 
     @property
     def free_bias(self) -> Parameter | None:
         """The bias, if it may be written."""
-        bias = self.layer._parameters.get("bias") if self.positions is not None else None
+        if self.keeps_bias or self.positions is None:
+            return None
+        bias = self.layer._parameters.get("bias")
         return bias if bias is not None and bias.requires_grad else None
 
     @property
@@ -164,12 +169,7 @@ class Change:
     bias: Tensor | None = None
 
 
-Plan = Callable[[Site, Tensor], Change | str]
-
-
-def wide(values: Tensor) -> Tensor:
-    """The same in ``float32``, if there are fewer bits."""
-    return values.float() if values.dtype.itemsize < 4 else values
+Decide = Callable[[Site, Tensor], Change | str]
 
 
 def raw(layer: Module, attribute: str) -> Tensor:
@@ -179,15 +179,16 @@ def raw(layer: Module, attribute: str) -> Tensor:
     return cast(Tensor, getattr(layer, f"{attribute}_orig")).detach()
 
 
-def find_sites(module: Module, layers: Mapping[str, str]) -> list[Site]:
+def find_sites(
+    module: Module, layers: Mapping[str, str], kept_biases: Collection[str] = ()
+) -> list[Site]:
     """Look layers up by name."""
     # A compiled module comes before the module inside it, which gets the same name and stays.
-    modules = {_clean(name): layer for name, layer in module.named_modules()}
-    return [Site(name, modules[name], layers[name], _host(name, modules)) for name in layers]
-
-
-def _clean(name: str) -> str:
-    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+    modules = {name_of(name): layer for name, layer in module.named_modules()}
+    return [
+        Site(name, modules[name], attribute, _host(name, modules), name in kept_biases)
+        for name, attribute in layers.items()
+    ]
 
 
 def _host(name: str, modules: Mapping[str, Module]) -> Module:
@@ -212,13 +213,13 @@ def as_trained(module: Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def rescale_(run: Callable[[], object], sites: Sequence[Site], plan: Plan) -> dict[str, str]:
+def rescale_(run: Callable[[], object], sites: Sequence[Site], decide: Decide) -> dict[str, str]:
     """Change layers when a forward pass comes to them; it goes on with their new output.
 
     Args:
         run: Calls the module once.
         sites: Layers to change, each at its first call.
-        plan: Gets the output less the bias, in ``float32`` at least; returns what to change, or
+        decide: Gets the output less the bias, in ``float32`` at least; returns what to change, or
             why nothing.
 
     Returns:
@@ -233,7 +234,7 @@ def rescale_(run: Callable[[], object], sites: Sequence[Site], plan: Plan) -> di
         called.add(site)
         again = functools.partial(host.forward, *args, **kwargs)
         with torch.no_grad():
-            output, notes[site.name] = _visit_(site, plan, output, again)
+            output, notes[site.name] = _visit_(site, decide, output, again)
         return output
 
     with contextlib.ExitStack() as hooks:
@@ -244,22 +245,23 @@ def rescale_(run: Callable[[], object], sites: Sequence[Site], plan: Plan) -> di
     return {name: note for name, note in notes.items() if note}
 
 
-def _visit_(site: Site, plan: Plan, output: Any, again: Callable[[], Any]) -> tuple[Any, str]:
+def _visit_(site: Site, decide: Decide, output: Any, again: Callable[[], Any]) -> tuple[Any, str]:
     """The output from now on, and why that is the old one."""
     if isinstance(site.host, nn.MultiheadAttention):
-        first, note = _change_(site, plan, output[0], lambda: again()[0])
+        first, note = _change_(site, decide, output[0], lambda: again()[0])
         return (first, *output[1:]), note
     if not isinstance(output, Tensor) or not output.is_floating_point():
         return output, "output is not a tensor of real numbers"
-    return _change_(site, plan, output, again)
+    return _change_(site, decide, output, again)
 
 
 def _change_(
-    site: Site, plan: Plan, output: Tensor, again: Callable[[], Tensor]
+    site: Site, decide: Decide, output: Tensor, again: Callable[[], Tensor]
 ) -> tuple[Tensor, str]:
     old_bias = site.bias
-    signal = wide(output) if old_bias is None else wide(output) - site.per_unit(old_bias)
-    change = plan(site, signal)
+    signal = at_least_float32(output)
+    signal = signal if old_bias is None else signal - site.per_unit(old_bias)
+    change = decide(site, signal)
     if isinstance(change, str):
         return output, change
     expected = signal * site.per_unit(change.factor)
@@ -271,10 +273,8 @@ def _change_(
 def _write_(
     site: Site, change: Change, output: Tensor, expected: Tensor, again: Callable[[], Tensor]
 ) -> tuple[Tensor, str]:
-    behind = own_parameters(site.layer).get(site.attribute, [])
-    bias = [site.free_bias] if site.free_bias is not None else []
-    saved = [(parameter, parameter.detach().clone()) for parameter in [*behind, *bias]]
-    weight = wide(raw(site.layer, site.attribute)) * site.per_row(change.factor)
+    restore_ = saved_weights(site.layer)
+    weight = at_least_float32(raw(site.layer, site.attribute)) * site.per_row(change.factor)
     note = write_(site.layer, site.attribute, weight)
     if change.bias is not None:
         write_(site.layer, "bias", change.bias)
@@ -284,8 +284,7 @@ def _write_(
         expected = new
     if not note:
         return expected, ""
-    for parameter, values in saved:
-        parameter.detach().copy_(values)
+    restore_()
     return output, note
 
 

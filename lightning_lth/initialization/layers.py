@@ -122,7 +122,7 @@ def _convolution(layer: _ConvNd) -> dict[str, Part]:
     inputs, outputs = layer.in_channels // groups, layer.out_channels // groups
     strides = math.prod(layer.stride)
     is_transposed = isinstance(layer, _ConvTransposeNd)
-    bound = 1 / math.sqrt((outputs if is_transposed else inputs) * kernel)
+    bound = 1 / math.sqrt(max((outputs if is_transposed else inputs) * kernel, 1))
     weight = Weight(
         count=groups,
         rows=outputs,

@@ -14,16 +14,20 @@ from torch.nn.parameter import UninitializedBuffer
 from lightning_lth.initialization.passes import random_states_kept
 
 
-def materialize_(module: Module, run: Callable[[Module], object]) -> None:
+def materialize_(module: Module, run: Callable[[Module], object]) -> list[str]:
     """Give lazy layers the parameters that their first call would give them.
 
     Args:
-        module: Only its lazy layers are changed; not at all if ``run`` raises.
-        run: Calls the copy of ``module`` that it is given. Layers that it does not reach stay lazy.
+        module: Only its lazy layers are changed; none if ``run`` raises or does not reach them all.
+        run: Calls the copy of ``module`` that it is given.
+
+    Returns:
+        The names of the layers that ``run`` does not reach.
 
     Examples:
         >>> model = torch.nn.Sequential(torch.nn.LazyLinear(2))
         >>> materialize_(model, lambda copy: copy(torch.zeros(1, 3)))
+        []
         >>> model
         Sequential(
           (0): Linear(in_features=3, out_features=2, bias=True)
@@ -31,12 +35,13 @@ def materialize_(module: Module, run: Callable[[Module], object]) -> None:
     """
     lazy = lazy_layers(module)
     if not lazy:
-        return
+        return []
     with random_states_kept(), torch.no_grad():
         arguments = _arguments(_replica(module), run)
-        for name, layer in lazy.items():
-            if name in arguments:
-                layer._infer_parameters(layer, *arguments[name])
+        missing = [name for name in lazy if name not in arguments]
+        for name, layer in lazy.items() if not missing else ():
+            layer._infer_parameters(layer, *arguments[name])
+    return missing
 
 
 def lazy_layers(module: Module) -> dict[str, Any]:

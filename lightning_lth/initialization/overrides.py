@@ -48,21 +48,28 @@ class Overrides:
                 return rule
         return None
 
-    def check_all_match(self, parameters: Mapping[str, tuple[Module, bool]]) -> None:
-        """Refuse keys that match nothing.
+    def check_all_match(
+        self, parameters: Mapping[str, tuple[Module, bool]], tied: Mapping[str, str]
+    ) -> None:
+        """Refuse keys that match nothing, or nothing that is drawn.
 
         Args:
             parameters: Name to its layer and whether it is a weight.
+            tied: Names of parameters to those that are drawn in their place.
 
         Raises:
-            ValueError: If a key matches no parameter.
+            ValueError: If a key matches no parameter, or only tied ones.
         """
         for key in self.rules:
-            if not any(
-                _matches(key, name, layer, is_weight=is_weight)
+            matching = [
+                name
                 for name, (layer, is_weight) in parameters.items()
-            ):
+                if _matches(key, name, layer, is_weight=is_weight)
+            ]
+            if not matching:
                 raise ValueError(_no_match(key, list(parameters)))
+            if all(name in tied for name in matching):
+                raise ValueError(_only_tied(key, matching[0], tied[matching[0]]))
 
 
 def _matches(key: str | type[Module], name: str, layer: Module, *, is_weight: bool) -> bool:
@@ -84,6 +91,14 @@ def _check(key: Any, rule: Any) -> None:
             f"`overrides[{key!r}]` must be a rule, got {rule!r}. "
             f"Functions of lightning_lth.initialization make them, such as `he()` and `zeros()`."
         )
+
+
+def _only_tied(key: str | type[Module], name: str, owner: str) -> str:
+    shown = repr(key) if isinstance(key, str) else key.__name__
+    return (
+        f"{shown} in `overrides` matches only {name!r}, which is tied to {owner!r} and drawn "
+        f"under that name. Use {owner!r} as the key."
+    )
 
 
 def _no_match(key: str | type[Module], names: list[str]) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Module
 from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_map
 
 
 def call(module: Module, example_input: Any) -> Any:
@@ -49,13 +50,33 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
             yield from tensors_in(item)
 
 
+def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """The same nest with other tensors; what was one tensor stays one."""
+    done: dict[int, Tensor] = {}
+
+    def once(item: Any) -> Any:
+        if isinstance(item, Tensor) and id(item) not in done:
+            done[id(item)] = function(item)
+        return done.get(id(item), item)
+
+    return tree_map(once, value)
+
+
+def fresh(value: Any) -> Any:
+    """A copy of a nest for one pass, which may write into its input."""
+    return map_tensors(lambda t: t.detach().clone().requires_grad_(t.requires_grad), value)
+
+
 @contextlib.contextmanager
 def unchanged(module: Module, *, parameters: bool = False) -> Iterator[None]:
-    """Afterwards everything is as before: buffers, gradients, train flags, random states.
+    """Afterwards all of these are as before: buffers, gradients, train flags, random states.
+
+    Plain attributes, such as a counter that a forward pass adds to, are not watched.
 
     Args:
         module: May be run, trained or evaluated inside.
-        parameters: Restore the values of parameters as well, if an exception leaves the context.
+        parameters: New values of parameters, and of the buffers of :func:`weight_buffers`, stay;
+            if an exception leaves the context, they are restored as well.
 
     Examples:
         >>> norm = torch.nn.BatchNorm1d(2)
@@ -64,9 +85,10 @@ def unchanged(module: Module, *, parameters: bool = False) -> Iterator[None]:
         >>> norm.running_mean
         tensor([0., 0.])
     """
-    modes = {layer: layer.training for layer in module.modules()}
-    buffers = [(layer, _own_buffers(layer)) for layer in modes]
-    saved = {id(b): b.clone() for _, own in buffers for b in own.values()}
+    layers = dict(module.named_modules())
+    modes = {name: layer.training for name, layer in layers.items()}
+    buffers = {name: _own_buffers(layer) for name, layer in layers.items()}
+    saved = {id(b): b.clone() for own in buffers.values() for b in own.values()}
     gradients = [(parameter, parameter.grad) for parameter in module.parameters()]
     weights = [(p, p.detach().clone()) for p in module.parameters()] if parameters else []
     for parameter, _ in gradients:
@@ -74,19 +96,56 @@ def unchanged(module: Module, *, parameters: bool = False) -> Iterator[None]:
     try:
         with random_states_kept():
             yield
+        for name, buffer in weight_buffers(module).items() if parameters else ():
+            layer_name, _, attribute = name.rpartition(".")
+            buffers[layer_name][attribute] = buffer
+            saved[id(buffer)] = buffer.clone()
     except BaseException:
         for parameter, weight in weights:
             parameter.data.copy_(weight)
         raise
     finally:
-        for layer, mode in modes.items():
-            layer.training = mode
-        for layer, own in buffers:
-            _restore_buffers_(layer, own)
+        for name, mode in modes.items():
+            layers[name].training = mode
+        for name, own in buffers.items():
+            _restore_buffers_(layers[name], own)
             for buffer in own.values():
                 buffer.data.copy_(saved[id(buffer)])
         for parameter, gradient in gradients:
             parameter.grad = gradient
+
+
+def weight_buffers(module: Module) -> dict[str, Tensor]:
+    """Buffers that weights are computed from: those of parametrizations and of spectral_norm.
+
+    Examples:
+        >>> layer = torch.nn.utils.parametrizations.orthogonal(torch.nn.Linear(2, 2))
+        >>> list(weight_buffers(layer))
+        ['parametrizations.weight.0.base']
+    """
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    return {
+        name: buffer
+        for name, buffer in module.named_buffers()
+        if "parametrizations" in name.split(".")
+        or (name.endswith(("_u", "_v")) and f"{name[:-2]}_orig" in parameters)
+    }
+
+
+def saved_weights(module: Module) -> Callable[[], None]:
+    """Remember what weights are and are computed from; calling what is returned restores it."""
+    parameters = [(parameter, parameter.detach().clone()) for parameter in module.parameters()]
+    buffers = {name: buffer.clone() for name, buffer in weight_buffers(module).items()}
+    computed = {name: value for name, value in vars(module).items() if isinstance(value, Tensor)}
+
+    def restore_() -> None:
+        for parameter, values in parameters:
+            parameter.detach().copy_(values)
+        for name, values in buffers.items():
+            module.get_buffer(name).copy_(values)
+        vars(module).update(computed)  # by hooks, anew in each pass
+
+    return restore_
 
 
 def eager() -> contextlib.AbstractContextManager[Any]:
@@ -115,6 +174,11 @@ def _restore_buffers_(layer: Module, before: dict[str, Tensor]) -> None:
 @contextlib.contextmanager
 def random_states_kept() -> Iterator[None]:
     """Afterwards torch's global generators are as before, on the CPU and on every GPU in use."""
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=cuda_devices()):
         yield
+
+
+def cuda_devices() -> range:
+    """All GPUs once one is used; none before, as asking for their state would start them."""
+    is_used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return range(torch.cuda.device_count() if is_used else 0)

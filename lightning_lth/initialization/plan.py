@@ -17,10 +17,7 @@ from lightning_lth.initialization.gains import gain, gate_gain, is_gate
 from lightning_lth.initialization.layers import Fill, Keep, Maps, generic
 from lightning_lth.initialization.overrides import Overrides
 from lightning_lth.initialization.targets import Target
-from lightning_lth.initialization.writing import (
-    effective,
-    reason_to_skip,
-)
+from lightning_lth.initialization.writing import effective, reason_to_skip
 
 ASSUMED = "relu"
 
@@ -67,7 +64,7 @@ class Plan:
         masks: Name to the mask of a pruned weight.
         seed: All values depend on it and on names and shapes.
         zeroed: Names of parameters that must be 0.
-        factors: Layer to what the values are multiplied by.
+        factors: Layer to what the values are multiplied by, unless an override draws them.
     """
 
     rule: Rule
@@ -87,7 +84,7 @@ class Plan:
             return _skip(reason)
         override = self.overrides.rule(target.name, target.layer, is_weight=target.is_weight)
         if override is not None:
-            decision = self._draw(target, _as_maps(target), override)
+            decision = self._draw(target, _as_maps(target), override, factor=1.0)
             return replace(decision, is_override=True)
         if target.name in self.zeroed:
             return self._zero(target)
@@ -97,14 +94,15 @@ class Plan:
         part = target.part
         if isinstance(part, Maps):
             is_table = part.weight.role == "embedding" and not choice.covers_tables(self.rule)
-            return self._draw(target, part, rules.TABLE if is_table else self.rule)
+            factor = self.factors.get(target.layer_name, 1.0)
+            return self._draw(target, part, rules.TABLE if is_table else self.rule, factor=factor)
         if isinstance(part, Fill):
             return self._fill(target, part)
         if isinstance(part, Keep):
             return _skip(part.reason)
         return _skip("no rule for this type; name one in `overrides`")
 
-    def _draw(self, target: Target, maps: Maps, rule: Rule) -> Decision:
+    def _draw(self, target: Target, maps: Maps, rule: Rule, *, factor: float) -> Decision:
         weight, is_assumed = self._with_activation(target, maps.weight, rule)
         decision = Decision(
             None, is_assumed=is_assumed, activation=self._shown(target, weight, rule)
@@ -117,7 +115,6 @@ class Plan:
             )
             decision.notes.append(f"density {density:.4g}")
         rule = choice.chosen(rule, weight)
-        factor = self.factors.get(target.layer_name, 1.0)
         if factor != 1:
             decision.notes.append(f"times {factor:.4g} in a residual branch")
 
@@ -156,15 +153,15 @@ class Plan:
 
     def _with_activation(self, target: Target, weight: Weight, rule: Rule) -> tuple[Weight, bool]:
         """The weight before its nonlinearity, and whether that had to be guessed."""
-        if isinstance(rule, choice.Auto) and rule.activation is not None:
-            return replace(weight, activation=rule.activation, gain=gain(rule.activation)), False
-        if weight.role != "map":
+        told = rule.activation if isinstance(rule, choice.Auto) else None
+        if weight.role != "map" and told is None:
             return weight, False
         known = [name for name in self._following(target) if _is_known(name)]
+        known = known if told is None else [told]
         activation = max(known, key=gain, default=ASSUMED)
         factor = gain(activation)
         gate = self.flow.gated_by.get(target.layer_name) if self.flow is not None else None
-        if gate is not None and is_gate(gate) and _is_known(gate.removeprefix("gated ")):
+        if gate is not None and is_gate(gate) and _is_known(gate):
             factor *= gate_gain(gate)
         is_assumed = not known and choice.needs_activation(rule, has_example=self.flow is not None)
         return replace(weight, activation=activation, gain=factor), is_assumed

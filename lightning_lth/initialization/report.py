@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from typing import Any, final
 
+from lightning_lth.initialization.tables import aligned, text
+
 
 @final
 @dataclass(frozen=True)
@@ -83,12 +85,7 @@ class InitializationReport:
 
     def __str__(self) -> str:
         table = [_HEADER, *(_cells(row) for row in self.rows)]
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
-            for cells in table
-        ]
-        return "\n".join([*lines, self.summary()])
+        return "\n".join([*aligned(table), self.summary()])
 
     def to_markdown(self) -> str:
         """The table in Markdown, as TensorBoard's text tab shows it."""
@@ -112,10 +109,4 @@ _HEADER = tuple(field.name.replace("_", " ") for field in fields(InitializedPara
 
 
 def _cells(row: InitializedParameter) -> tuple[str, ...]:
-    return tuple(_text(value) for value in asdict(row).values())
-
-
-def _text(value: object) -> str:
-    if value is None:
-        return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return tuple(text(value) for value in asdict(row).values())

@@ -18,6 +18,7 @@ from lightning_lth.initialization.drawing import (
     check_scale,
     draw,
 )
+from lightning_lth.initialization.gains import gain
 
 
 @final
@@ -160,11 +161,12 @@ class RandomWalk:
 
     def gain_of(self, weight: Weight) -> float:
         """The gain, as in the report."""
-        if weight.activation == "relu":
-            return math.sqrt(2) * math.exp(1.2 / (max(weight.fan_in, 6) - 2.4))
+        if weight.activation not in ("relu", "tanh"):
+            return weight.gain * math.exp(1 / (2 * weight.fan_in))
+        behind_gate = weight.gain / gain(weight.activation)
         if weight.activation == "tanh":
-            return 1.15  # measured by the authors
-        return weight.gain * math.exp(1 / (2 * weight.fan_in))
+            return behind_gate * 1.15  # measured by the authors
+        return behind_gate * math.sqrt(2) * math.exp(1.2 / (max(weight.fan_in, 6) - 2.4))
 
     def fan_of(self, weight: Weight) -> float:
         """The fan, as in the report."""

@@ -14,11 +14,10 @@ from lightning_lth.initialization.jacobians import (
     extreme_singular_values,
     first_example,
     floating_tensors,
-    map_tensors,
 )
-from lightning_lth.initialization.layer_calls import Recorder, mean_and_std
+from lightning_lth.initialization.layer_calls import Recorder, mean_and_std_of_all
 from lightning_lth.initialization.layer_signals import LayerSignal, SignalReport
-from lightning_lth.initialization.passes import call, eager, tensors_in, unchanged
+from lightning_lth.initialization.passes import call, eager, fresh, tensors_in, unchanged
 
 __all__ = ["LayerSignal", "SignalReport", "signal_propagation"]
 
@@ -68,7 +67,7 @@ def signal_propagation(
     with eager(), unchanged(module), torch.inference_mode(False), torch.enable_grad():
         recorder = Recorder(module, singular_values)
         with recorder.attached():
-            output = run(module, map_tensors(_fresh, example_input))  # it may write into its input
+            output = run(module, fresh(example_input))
         _check_output(output)
         rows = tuple(_with_gradients(recorder, output, seed))
         if not singular_values:
@@ -98,7 +97,7 @@ def _with_gradients(recorder: Recorder, output: Any, seed: int) -> Iterator[Laye
     remaining = iter(gradients)
     for row, edge in zip(recorder.rows, recorder.edges, strict=True):
         gradient = None if edge is None else next(remaining)
-        mean, std = (None, None) if gradient is None else mean_and_std(gradient)
+        mean, std = (None, None) if gradient is None else mean_and_std_of_all(gradient)
         yield dataclasses.replace(row, gradient_mean=mean, gradient_std=std)
 
 
@@ -125,7 +124,3 @@ def _check_output(output: Any) -> None:
             f"The output must hold a floating-point tensor, got {got}. "
             "Pass a `forward` that returns the scores or the loss."
         )
-
-
-def _fresh(tensor: Tensor) -> Tensor:
-    return tensor.detach().clone().requires_grad_(tensor.requires_grad)

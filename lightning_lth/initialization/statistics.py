@@ -12,6 +12,11 @@ _BLOCK = 1 << 16  # elements
 _MAX_BLOCKS = 16
 
 
+def at_least_float32(values: Tensor) -> Tensor:
+    """Half precision, widened."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def standard_deviation(values: Tensor) -> float:
     """The standard deviation, without Bessel's correction; of a sample where values are many.
 

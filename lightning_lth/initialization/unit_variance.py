@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, final
 
 import torch
@@ -23,10 +23,10 @@ from lightning_lth.initialization.layer_variance import (
     raw,
     rescale_,
     why_not,
-    wide,
 )
-from lightning_lth.initialization.passes import random_states_kept, tensors_in
-from lightning_lth.initialization.writing import pruning_mask, write_
+from lightning_lth.initialization.passes import cuda_devices, random_states_kept, tensors_in
+from lightning_lth.initialization.statistics import at_least_float32
+from lightning_lth.initialization.writing import write_
 
 _ROUNDING = 1e-6
 _SMALLEST = 1 / 8  # share of a full step that is still tried
@@ -40,6 +40,7 @@ def data_dependent_(
     seed: int,
     iterations: int = 10,
     tolerance: float = 0.01,
+    kept_biases: Collection[str] = (),
 ) -> dict[str, str]:
     """Normalize every unit on a batch, then make all layers change at the same relative rate.
 
@@ -62,6 +63,7 @@ def data_dependent_(
         iterations: At most so many changes between layers; 0 leaves the second step out.
         tolerance: The second step ends when all ratios are so close, relatively, to their
             geometric mean.
+        kept_biases: Names of layers whose bias is not written.
 
     Returns:
         Layer name to reason, for the layers that were not, or not fully, brought into line.
@@ -81,11 +83,12 @@ def data_dependent_(
         They multiply biases by the change of the signal, which is the same if homogeneous.
 
     Source:
-        Krähenbühl et al. 2016, arXiv:1511.06856: algorithms 1 and 2, without PCA and k-means.
+        Krähenbühl et al. 2015, arXiv:1511.06856: algorithms 1 and 2, without PCA and k-means.
     """
+    seed %= 1 << 64  # which generators take
     with as_trained(module):
         normal = _Normalization()
-        sites = find_sites(module, layers)
+        sites = find_sites(module, layers, kept_biases)
         seeded = functools.partial(_seeded, run, seed)
         failed = rescale_(seeded, sites, normal)
         if iterations == 0:
@@ -99,13 +102,16 @@ def data_dependent_(
 
 def _seeded(run: Callable[[], object], seed: int) -> object:
     with random_states_kept():
-        torch.manual_seed(seed)
+        if torch.cuda.is_available() and not cuda_devices():
+            torch.default_generator.manual_seed(seed)  # the other waits for the first use of a GPU
+        else:
+            torch.manual_seed(seed)
         return run()
 
 
 @final
 class _Normalization:
-    """The plan of the first step; keeps the scales that it leaves behind."""
+    """Decides in the first step; keeps the scales that it leaves behind."""
 
     def __init__(self) -> None:
         self.scales: dict[str, float] = {}
@@ -170,13 +176,13 @@ class _Rates:
     def _rescale_(self, logs: Mapping[str, float]) -> None:
         """Multiply weights by ``exp(logs)``; biases again make up for the mean."""
 
-        def plan(site: Site, signal: Tensor) -> Change | str:
+        def decide(site: Site, signal: Tensor) -> Change | str:
             mean, std = _of_units(site, signal)
             factor = torch.full_like(mean[0], math.exp(logs.get(site.name, 0.0)))
             self._scales[site.name] = _rms(std * factor)
             return Change(factor, -mean * factor if site.free_bias is not None else None)
 
-        rescale_(self._run, self._sites, plan)
+        rescale_(self._run, self._sites, decide)
 
     def _hold_(self, last: str, scale: float, names: list[str], tolerance: float) -> None:
         """Give the output of the last layer its scale back, with all layers if they let it."""
@@ -213,7 +219,7 @@ class _Rates:
             found = torch.autograd.grad(loss, list(used.values()), allow_unused=True)
         gradients = dict(zip(used, found, strict=True))
         rates = {
-            site.name: _log_rate(site, used[site.name], gradients[site.name])
+            site.name: _log_rate(used[site.name], gradients[site.name])
             for site in self._sites
             if site.name in used
         }
@@ -239,6 +245,8 @@ class _Rates:
 def _of_units(site: Site, signal: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of every unit, over batch and positions."""
     units = signal.dim() - 1 - (site.positions or 0)
+    if signal.dim() == 1:  # a vector without a batch, which is a batch of one
+        signal, units = signal.unsqueeze(0), 1
     return mean_and_std(signal, [dim for dim in range(signal.dim()) if dim != units])
 
 
@@ -270,19 +278,19 @@ def _unbalanced(rates: Mapping[str, float], tolerance: float) -> dict[str, str]:
 def _loss(output: object, seed: int) -> Tensor:
     """A scalar whose gradient with respect to the outputs is standard normal."""
     generator = Generator().manual_seed(seed)  # on the CPU, so the same for every device
+    floating = (at_least_float32(t) for t in tensors_in(output) if t.is_floating_point())
     terms = [
-        (wide(tensor) * torch.randn(tensor.shape, generator=generator).to(tensor.device)).sum()
-        for tensor in tensors_in(output)
-        if tensor.is_floating_point()
+        (tensor * torch.randn(tensor.shape, generator=generator).to(tensor.device)).sum()
+        for tensor in floating
     ]
     return sum(terms, torch.zeros(()))
 
 
-def _log_rate(site: Site, weight: Tensor, gradient: Tensor | None) -> float:
+def _log_rate(weight: Tensor, gradient: Tensor | None) -> float:
     if gradient is None:
         return math.nan
     gradient = gradient.to_dense() if gradient.is_sparse else gradient
-    mask = pruning_mask(site.layer, site.attribute)
-    gradient = gradient if mask is None else gradient * mask
-    rate = wide(gradient).norm() / wide(weight.detach()).norm()
+    weight = weight.detach()
+    gradient = gradient * (weight != 0)  # not of those that are pruned
+    rate = at_least_float32(gradient).norm() / at_least_float32(weight).norm()
     return float(rate.log())

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, cast, final
 
 import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
-from torch.nn.utils.parametrizations import _Orthogonal, _SpectralNorm
+from torch.nn.utils.parametrizations import _Orthogonal, _SpectralNorm, _WeightNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from lightning_lth.initialization.passes import random_states_kept
+from lightning_lth.initialization.passes import random_states_kept, saved_weights
 
 _SPECTRAL = "spectral_norm divides the scale away"
+_POWER_ITERATIONS = 15  # as torch takes when spectral_norm is put on a layer
+
+
+@final
+class Refused(str):
+    """A note that says why a layer still has its old values."""
 
 
 def own_parameters(layer: Module) -> dict[str, list[Parameter]]:
@@ -110,6 +116,8 @@ def reason_to_skip(layer: Module, attribute: str, behind: list[Parameter]) -> st
         )
     if not any(parameter.requires_grad for parameter in behind):
         return "frozen" if behind[0].is_floating_point() else f"quantized: {behind[0].dtype}"
+    if not all(parameter.requires_grad for parameter in behind):
+        return "partly frozen"
     if behind[0].is_complex():
         return "complex numbers"
     if behind[0].numel() == 0:
@@ -130,7 +138,8 @@ def write_(layer: Module, attribute: str, values: Tensor) -> str:
         values: ``float32``, on the CPU; shaped like the attribute.
 
     Returns:
-        What the user should know, e.g. that the scale is lost; mostly nothing.
+        What the user should know, e.g. that the scale is lost; mostly nothing. :class:`Refused`
+        if the parametrization cannot give these values, and nothing has changed.
 
     Examples:
         >>> layer = torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(2, 1))
@@ -139,37 +148,73 @@ def write_(layer: Module, attribute: str, values: Tensor) -> str:
         >>> layer.weight
         tensor([[3., 4.]], grad_fn=<WeightNormInterfaceBackward0>)
     """
+    if attribute in layer._parameters:
+        _copy_(getattr(layer, attribute), values)
+        return ""
+    restore_ = saved_weights(layer)
+    try:
+        note = _write_behind_(layer, attribute, values)
+    except NotImplementedError as error:
+        restore_()
+        return Refused(error)
+    if bool(effective(layer, attribute).isfinite().all()):
+        return note
+    restore_()
+    return Refused("its parametrization cannot take the values")
+
+
+def _write_behind_(layer: Module, attribute: str, values: Tensor) -> str:
     if parametrize.is_parametrized(layer, attribute):
         return _write_parametrized_(layer, attribute, values)
     hook = _hook(layer, attribute)
     if isinstance(hook, WeightNorm):
-        _copy_(getattr(layer, f"{attribute}_v"), values)
         norm = torch.norm_except_dim(values, 2, hook.dim)
+        directions = getattr(layer, f"{attribute}_v")  # rows of zeros have none of their own
+        _copy_(directions, torch.where(norm > 0, values, directions.to(values)))
         _copy_(getattr(layer, f"{attribute}_g"), norm)
         setattr(layer, attribute, hook.compute_weight(layer))
         return ""
     if isinstance(hook, SpectralNorm):
         _copy_(getattr(layer, f"{attribute}_orig"), values)
+        for _ in range(_POWER_ITERATIONS):
+            setattr(layer, attribute, hook.compute_weight(layer, do_power_iteration=True))
         return _SPECTRAL
     mask = pruning_mask(layer, attribute)
-    if mask is not None:
-        _copy_(getattr(layer, f"{attribute}_orig"), values)
-        setattr(layer, attribute, getattr(layer, f"{attribute}_orig") * mask)
-        return ""
-    _copy_(getattr(layer, attribute), values)
+    if mask is None:
+        return Refused("it is computed in a way that is not known")
+    _copy_(getattr(layer, f"{attribute}_orig"), values)
+    setattr(layer, attribute, getattr(layer, f"{attribute}_orig") * mask)
     return ""
 
 
 def _write_parametrized_(layer: Module, attribute: str, values: Tensor) -> str:
-    present = getattr(layer, attribute)
-    with random_states_kept():  # right inverses may draw random numbers
-        setattr(layer, attribute, values.to(present))
+    values = values.to(getattr(layer, attribute))
     chain = _parametrizations(layer, attribute)
-    if any(isinstance(step, _SpectralNorm) for step in chain):
-        return _SPECTRAL
+    own = cast(Any, layer.parametrizations)[attribute]
+    directions = own.original1.clone() if isinstance(chain[0], _WeightNorm) else None
+    with random_states_kept():  # right inverses may draw random numbers
+        setattr(layer, attribute, values.clone())  # they may become the memory of a parameter
+        if any(isinstance(step, _SpectralNorm) for step in chain):
+            _iterate_(layer, attribute, chain)
+            return _SPECTRAL
     if any(isinstance(step, _Orthogonal) for step in chain):
         return "the orthogonal parametrization keeps directions only"
-    return ""
+    if directions is not None:  # rows of zeros have none of their own
+        is_set = getattr(layer, attribute).isfinite()
+        _copy_(own.original1, torch.where(is_set, own.original1, directions))
+    is_kept = (getattr(layer, attribute) - values).norm() <= 0.01 * values.norm()
+    return "" if bool(is_kept) else "its parametrization changes the values"
+
+
+def _iterate_(layer: Module, attribute: str, chain: list[Module]) -> None:
+    """Let spectral_norm find the new singular vectors, as it does whenever it is read to train."""
+    modes = [step.training for step in chain]
+    for step in chain:
+        step.train(isinstance(step, _SpectralNorm))
+    for _ in range(_POWER_ITERATIONS):
+        getattr(layer, attribute)
+    for step, mode in zip(chain, modes, strict=True):
+        step.train(mode)
 
 
 def _parametrizations(layer: Module, attribute: str) -> list[Module]:

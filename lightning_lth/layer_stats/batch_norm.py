@@ -91,7 +91,7 @@ def momentum_horizon(layer: Module) -> float:
 
     Returns:
         ``1 / momentum``; infinity for 0 or none at all. For ``momentum=None`` the number of passes
-        so far, for which it waits for the device.
+        so far, for which it waits for the device; NaN if the layer does not count them.
 
     Examples:
         >>> momentum_horizon(torch.nn.BatchNorm1d(2, momentum=0.1))

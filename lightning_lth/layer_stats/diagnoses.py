@@ -189,10 +189,15 @@ def _not_warmed_up(
     is_asked = "train_eval_shift" in statistics  # in evaluation
     if not is_asked or facts.is_warmed_up or not facts.state.moves_buffers:
         return None
+    if facts.state is BatchNormState.CUMULATIVE:
+        why, advice = "are the mean of no more", "Validate later"
+    else:
+        why = f"still hold {facts.initial_share:.0%} of their initial values"
+        advice = "Validate later, or raise `momentum`"
+    noun = "batch" if facts.batches_tracked == 1 else "batches"
     return Finding.NOT_WARMED_UP, (
-        f"is evaluated after {facts.batches_tracked} batches, when its running statistics still "
-        f"hold {facts.initial_share:.0%} of their initial values. Validate later, or raise "
-        f"`momentum`; what this validation says of it is left out."
+        f"is evaluated after {facts.batches_tracked} {noun}, when its running statistics {why}. "
+        f"{advice}; what this validation says of it is left out."
     )
 
 

@@ -94,7 +94,7 @@ def variance_ratio(input: Tensor, keep_probability: float, *, channel_dim: int =
 
     For a channel with mean ``c`` and variance ``v`` it is ``v / ((c^2 + v) / q - c^2)``; here the
     mean over channels that are not constantly zero. Batch normalization behind the layer is off
-    by that much. In a part of the batch, as in :func:`keep_counts`.
+    by that much. In a part of the batch, as in :func:`first_eighth`.
 
     Args:
         input: What the layer was given.
@@ -109,7 +109,7 @@ def variance_ratio(input: Tensor, keep_probability: float, *, channel_dim: int =
         tensor(0.3333)
 
     Source:
-        Li et al. 2018, arXiv:1801.05134, case (a).
+        Li et al. 2019, arXiv:1801.05134, case (a).
     """
     values = first_eighth(input.reshape(-1, 1) if input.dim() < 2 else input).float()
     others = [dim for dim in range(values.dim()) if dim != channel_dim % values.dim()]

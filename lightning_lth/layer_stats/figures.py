@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from lightning_lth._figures import new_figure
 from lightning_lth.layer_stats.table import Table
 
 if TYPE_CHECKING:
@@ -32,10 +33,6 @@ def heat_map(table: Table, layers: Sequence[str], statistic: str) -> Figure:
         >>> heat_map(table, ["bn"], "drift_mean").axes[0].get_title()
         'drift_mean'
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("Figures need matplotlib: pip install 'lightning-lth[plots]'.") from error
     columns = zip(*(table.series(layer, statistic) for layer in layers), strict=True)
     known = [
         (step, column)
@@ -44,7 +41,7 @@ def heat_map(table: Table, layers: Sequence[str], statistic: str) -> Figure:
     ]
     steps = [step for step, _ in known] or [0]
     values = [column for _, column in known] or [(math.nan,) * len(layers)]
-    figure = Figure(figsize=(7, 1.5 + 0.2 * len(layers)), layout="constrained")
+    figure = new_figure(7, 1.5 + 0.2 * len(layers))
     axes = figure.subplots()
     image = axes.imshow(
         [*zip(*values, strict=True)],

@@ -81,11 +81,13 @@ class Survey(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        name = getattr(func, "__name__", "").strip("_")
+        name = getattr(func, "__name__", "")
         owner = self._owner()
         if owner is not None:
-            self._note_call(owner, name, args, kwargs)
+            self._note_call(owner, name.strip("_"), args, kwargs)
         output = func(*args, **kwargs)
+        if args and output is args[0] and name.endswith("_"):  # changed in place
+            self._normalized.pop(id(output), None)
         if isinstance(owner, _BatchNorm) and isinstance(output, Tensor):
             self._normalized[id(output)] = (weakref.ref(output), self._names[id(owner)])
         return output

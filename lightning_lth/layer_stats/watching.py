@@ -120,7 +120,7 @@ class Watch:
         there are no running statistics.
 
         Source:
-            Li et al. 2018, arXiv:1801.05134: dropout in front shifts the variance.
+            Li et al. 2019, arXiv:1801.05134: dropout in front shifts the variance.
 
         Note:
             ``eps`` is added to both variances, or dead channels would give infinity.

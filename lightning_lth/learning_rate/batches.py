@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import random
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
@@ -106,6 +107,9 @@ def stateful_in(loader: object) -> list[Stateful]:
     for value in held.values():
         if isinstance(value, np.random.Generator):
             stateful.append(_of_numpy(value))
+        elif isinstance(value, np.random.RandomState):
+            get = functools.partial(value.get_state, legacy=False)
+            stateful.append(_RandomState(get, value.set_state))
         elif isinstance(value, random.Random):
             stateful.append(_RandomState(value.getstate, value.setstate))
     return stateful
@@ -133,15 +137,18 @@ def _of_numpy(generator: np.random.Generator) -> _RandomState:
 
 def _parts(loader: object) -> list[Any]:
     """The loader and, however deep, its samplers and data sets."""
-    parts: list[Any] = []
+    parts: dict[int, Any] = {}
     waiting: list[Any] = [loader]
     while waiting:
         part = waiting.pop()
-        if part is None or any(part is seen for seen in parts):
+        if part is None or id(part) in parts:
             continue
-        parts.append(part)
+        parts[id(part)] = part
         waiting += [getattr(part, name, None) for name in ("sampler", "batch_sampler", "dataset")]
-    return parts
+        joined = getattr(part, "datasets", None)  # of a concatenation, a chain or a stack
+        if isinstance(joined, (list, tuple, dict)):
+            waiting += joined.values() if isinstance(joined, dict) else joined
+    return list(parts.values())
 
 
 def _attributes(part: object) -> list[Any]:

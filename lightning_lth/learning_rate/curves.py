@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
+
+from lightning_lth._files import write_whole
 
 DEFAULT_SMOOTHING = 0.98  # Gugger 2018, as in fastai
 
@@ -124,12 +125,9 @@ class Curve:
     def to_csv(self, path: str | Path) -> Path:
         """Write value, loss and smoothed loss as CSV, whole or not at all."""
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow([self.parameter, "loss", "smoothed_loss"])
         writer.writerows(zip(self.values, self.losses, self.smoothed(), strict=True))
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        temporary.write_text(text.getvalue(), encoding="utf-8")
-        temporary.replace(path)
+        write_whole(path, text.getvalue().encode())
         return path

@@ -7,7 +7,7 @@ import warnings
 from dataclasses import KW_ONLY, dataclass
 from typing import Literal, Protocol, final, runtime_checkable
 
-Policy = Literal["triangular", "triangular2", "exp_range"]
+TriangularPolicy = Literal["triangular", "triangular2", "exp_range"]
 
 
 @runtime_checkable
@@ -73,7 +73,7 @@ class Triangular:
     step_size: int
     _: KW_ONLY
     step_size_down: int | None = None
-    policy: Policy = "triangular"
+    policy: TriangularPolicy = "triangular"
     gamma: float = 1.0
     base_momentum: float | None = None
     max_momentum: float | None = None
@@ -279,22 +279,22 @@ def check_multiplier(value: float) -> None:
 
 def check_count(name: str, value: int, advice: str) -> None:
     """Refuse anything but an integer of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}. {advice}")
+    is_integer = isinstance(value, int) and not isinstance(value, bool)
+    if not is_integer or value < 1:
+        kind = ValueError if is_integer else TypeError
+        raise kind(f"`{name}` must be an integer of at least 1, got {value!r}. {advice}")
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Refuse a word that is not one of the choices."""
     if value not in choices:
-        listed = ", ".join(map(repr, choices))
-        raise ValueError(f"`{name}` must be one of {listed}, got {value!r}.")
+        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}.")
 
 
 def _warn_of_idle_gamma(policy: str, gamma: float) -> None:
-    if (policy == "exp_range") == (gamma < 1):
-        return
-    warnings.warn(
-        f"`gamma={gamma}` has no effect with `policy={policy!r}`: 'exp_range' needs one below 1, "
-        "and the others have none.",
-        stacklevel=4,
-    )
+    if (policy == "exp_range") != (gamma < 1):
+        warnings.warn(
+            f"`gamma={gamma}` has no effect with `policy={policy!r}`: 'exp_range' needs one below "
+            "1, and the others have none.",
+            stacklevel=4,
+        )

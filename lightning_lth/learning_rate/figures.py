@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from lightning_lth._figures import new_axes
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -44,7 +46,7 @@ def range_test(result: RangeTest, *, title: str = "") -> Figure:
     Source:
         Smith 2017, arXiv:1506.01186: figure 3, there with the accuracy.
     """
-    figure, axes = _new_figure(title)
+    figure, axes = new_axes(title)
     curve = result.curve
     _plot_losses(axes, curve)
     if result.range.base is not None and result.range.max is not None:
@@ -98,14 +100,3 @@ def _mark_suggestions(axes: Axes, result: RangeTest) -> None:
 
 def _scale(values: Sequence[float]) -> str:
     return "log" if values[0] > 0 and values[-1] >= 10**MIN_DECADES * values[0] else "linear"
-
-
-def _new_figure(title: str) -> tuple[Figure, Axes]:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("Figures need matplotlib: pip install 'lightning-lth[plots]'.") from error
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
-    axes = figure.subplots()
-    axes.set_title(title)
-    return figure, axes

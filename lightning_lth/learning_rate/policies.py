@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, final
 
-from lightning_lth.learning_rate.cycles import CosineRestarts, Cycle, Triangular
+from lightning_lth.learning_rate.cycles import CosineRestarts, Cycle, Triangular, check_rates
 from lightning_lth.learning_rate.one_cycle import OneCycle
 
 Policy = Literal["triangular", "triangular2", "exp_range", "one_cycle", "cosine"]
@@ -21,7 +21,8 @@ class Settings:
 
     Attributes:
         policy: One of the names.
-        gamma: As for :class:`~lightning_lth.learning_rate.cycles.Triangular`.
+        gamma: As for :class:`~lightning_lth.learning_rate.cycles.Triangular`; not for
+            ``"one_cycle"`` and ``"cosine"``.
         cycle_multiplier: Likewise; not for ``"one_cycle"``.
         base_momentum: Likewise.
         max_momentum: Likewise.
@@ -50,6 +51,8 @@ class Settings:
             >>> [round(cycle.rate(step), 4) for step in (0, 4, 9)]
             [0.1, 1.0, 0.0001]
         """
+        if self.policy in ("one_cycle", "cosine") and self.gamma != 1:
+            raise ValueError(f"policy={self.policy!r} has no `gamma`: leave it out.")
         if self.policy == "one_cycle":
             return self._one_cycle(base_lr, max_lr, step_size, num_steps)
         if self.policy == "cosine":
@@ -73,7 +76,8 @@ class Settings:
         )
 
     def _one_cycle(self, base_lr: float, max_lr: float, step_size: int, num_steps: int) -> Cycle:
-        if not base_lr > 0:
+        check_rates(base_lr, max_lr)
+        if base_lr == 0:
             raise ValueError(f"`base_lr` must be above 0 for policy='one_cycle', got {base_lr}.")
         if self.cycle_multiplier != 1:
             raise ValueError("policy='one_cycle' has one cycle: leave out `cycle_multiplier`.")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from lightning_lth._figures import new_figure
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from lightning_lth.learning_rate.cycles import Cycle
@@ -48,7 +49,9 @@ def schedule(cycle: Cycle, num_steps: int, *, title: str = "") -> Figure:
     momenta = [cycle.momentum(step) for step in steps]
     if any(momentum is not None for momentum in momenta):
         curves["momentum"] = [math.nan if momentum is None else momentum for momentum in momenta]
-    figure, panels = _new_figure(title, len(curves))
+    figure = new_figure(height=1.6 + 2.4 * len(curves))
+    figure.suptitle(title)
+    panels = figure.subplots(len(curves), sharex=True, squeeze=False)[:, 0]
     for axes, (label, values) in zip(panels, curves.items(), strict=True):
         axes.plot(steps, values)
         axes.set_ylabel(label)
@@ -61,13 +64,3 @@ def _steps(num_steps: int) -> Sequence[int]:
     if num_steps <= MOST_POINTS:
         return range(num_steps)
     return [i * (num_steps - 1) // (MOST_POINTS - 1) for i in range(MOST_POINTS)]
-
-
-def _new_figure(title: str, num_panels: int) -> tuple[Figure, Sequence[Axes]]:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("Figures need matplotlib: pip install 'lightning-lth[plots]'.") from error
-    figure = Figure(figsize=(6.4, 1.6 + 2.4 * num_panels), layout="constrained")
-    figure.suptitle(title)
-    return figure, list(figure.subplots(num_panels, sharex=True, squeeze=False)[:, 0])

@@ -108,7 +108,7 @@ def suggest(curve: Curve, rule: Rule = "valley") -> Suggestion:
     reason = why_unfit(curve, points)
     if reason:
         return Suggestion(None, rule, reason)
-    return _RAMP_RULES[rule](points)
+    return RAMP_RULES[rule](points)
 
 
 def check_rule(rule: str) -> None:
@@ -124,7 +124,7 @@ def check_rule(rule: str) -> None:
 
 def suggest_all(curve: Curve) -> dict[Rule, Suggestion]:
     """What each rule suggests: of a ``"lr"`` curve all ramp rules, of others ``"lowest"``."""
-    rules: tuple[Rule, ...] = tuple(_RAMP_RULES) if curve.parameter == "lr" else ("lowest",)
+    rules: tuple[Rule, ...] = tuple(RAMP_RULES) if curve.parameter == "lr" else ("lowest",)
     return {rule: suggest(curve, rule) for rule in rules}
 
 
@@ -241,7 +241,7 @@ def _at(points: Points, position: int, rule: Rule) -> Suggestion:
     return Suggestion(points.values[position], rule, index=points.indices[position])
 
 
-_RAMP_RULES: dict[Rule, Callable[[Points], Suggestion]] = {
+RAMP_RULES: dict[Rule, Callable[[Points], Suggestion]] = {
     "valley": _valley,
     "slide": _slide,
     "steep": _steep,

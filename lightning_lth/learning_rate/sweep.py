@@ -90,7 +90,8 @@ def sweep(
 
     The loss of a value is the one before its step, so it shows what the values before it did.
     The sweep ends after a loss that is NaN or infinite, which is the last point then, or after
-    one that lifts the smoothed loss over ``diverge_factor`` times its lowest: :class:`Divergence`.
+    one that lifts the smoothed loss over ``diverge_factor`` times its lowest, as
+    :class:`DivergenceDetector` tells.
 
     Args:
         values: What to try, increasing.
@@ -114,7 +115,7 @@ def sweep(
     """
     if not values:
         raise ValueError("`values` must hold at least one value to try, got none.")
-    divergence = Divergence(diverge_factor, smoothing)
+    divergence = DivergenceDetector(diverge_factor, smoothing)
     losses: list[float] = []
     for value in values:
         losses.append(float(step(value)))
@@ -124,7 +125,7 @@ def sweep(
 
 
 @final
-class Divergence:
+class DivergenceDetector:
     """Tells from one loss after the other when training has diverged.
 
     It has with a loss that is NaN or infinite, or once the smoothed loss is above ``factor`` times
@@ -143,7 +144,7 @@ class Divergence:
         ``factor - 1`` times the lowest's size, or the fall to it if that is larger.
 
     Examples:
-        >>> divergence = Divergence(factor=4.0, smoothing=0.0)
+        >>> divergence = DivergenceDetector(factor=4.0, smoothing=0.0)
         >>> [divergence.reached_by(loss) for loss in [1.0] * 10 + [4.0, 4.1]][-2:]
         [False, True]
     """

@@ -199,7 +199,7 @@ def synflow(
 
     Raises:
         TypeError: If ``example`` is not a floating-point tensor.
-        ValueError: If ``density`` or ``iterations`` is out of range.
+        ValueError: If ``density`` or ``iterations`` is out of range, or no weight would survive.
 
     Examples:
         >>> network = torch.nn.Sequential(torch.nn.Linear(20, 30), torch.nn.Linear(30, 5))
@@ -215,6 +215,10 @@ def synflow(
     with without_trace(module):
         network = _flow_network(module, parameters)
         masks = Masks.dense(network.weights)
+        if round(masks.num_weights * density) == 0:
+            raise ValueError(
+                f"`density` must leave a weight, got {density} of {masks.num_weights} weights."
+            )
         for step in range(1, iterations + 1):
             count = round(masks.num_weights * density ** (step / iterations))
             masks = keep(_flow_scores(network, example), masks, num_remaining=count)

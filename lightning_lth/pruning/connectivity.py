@@ -40,7 +40,9 @@ def l2_distance(
         >>> l2_distance(first, second)
         5.0
     """
-    return math.sqrt(sum(_squared(a - b) for a, b in _pairs(first, second, masks)))
+    # The same infinity in both, as in the buffer of a causal mask, is no distance.
+    pairs = _pairs(first, second, masks)
+    return math.sqrt(sum(_squared((a - b).masked_fill_(a == b, 0)) for a, b in pairs))
 
 
 def angle_degrees(
@@ -156,7 +158,9 @@ def _between(first: Tensor, second: Tensor, alpha: float) -> Tensor:
     first = first.detach()
     if not first.is_floating_point():
         return first.clone()
-    return alpha * first + (1 - alpha) * second.detach().to(first.device)
+    second = second.detach().to(first.device)
+    # Where both are the same infinity, the sum would be NaN at the ends of the line.
+    return torch.where(first == second, first, alpha * first + (1 - alpha) * second)
 
 
 def _check_same(first: Mapping[str, Tensor], second: Mapping[str, Tensor], names: set[str]) -> None:

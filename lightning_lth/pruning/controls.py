@@ -87,7 +87,7 @@ def keep_signs(
         All tensors of ``fresh``, copied; those in ``names`` with other signs.
 
     Raises:
-        ValueError: If a name is missing in ``fresh`` or ``initial``.
+        ValueError: If a name is missing in ``fresh`` or ``initial``, or the shapes differ.
 
     Examples:
         >>> import torch
@@ -100,9 +100,16 @@ def keep_signs(
     """
     names = set(names)
     _check_names("initial", initial, names)
-    return _replaced(
-        "fresh", fresh, names, lambda name, t: t.abs() * initial[name].detach().sign().to(t)
-    )
+
+    def with_sign(name: str, tensor: Tensor) -> Tensor:
+        if tensor.shape != initial[name].shape:
+            raise ValueError(
+                f"{name!r} must have one shape in `fresh` and `initial`, "
+                f"got {tuple(tensor.shape)} and {tuple(initial[name].shape)}."
+            )
+        return tensor.abs() * initial[name].detach().sign().to(tensor)
+
+    return _replaced("fresh", fresh, names, with_sign)
 
 
 def signed_constants(initial: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:

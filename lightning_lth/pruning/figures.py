@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lightning_lth._figures import new_axes
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -35,7 +37,7 @@ def against_density(
     Source:
         Frankle & Carbin 2019, arXiv:1803.03635: figure 4 and its kin.
     """
-    figure, axes = _new_figure(title)
+    figure, axes = new_axes(title)
     for label, points in curves.items():
         densities, values = zip(*points, strict=True)
         axes.plot([100 * density for density in densities], values, marker="o", label=label)
@@ -54,7 +56,7 @@ def best_value(history: History) -> Figure:
 
 def layer_densities(history: History) -> Figure:
     """Share of surviving weights by layer and round, the first layers dark; a legend of some."""
-    figure, axes = _new_figure("")
+    figure, axes = new_axes("")
     from matplotlib import colormaps
 
     names, rounds = list(history[0].layer_densities), [record.round for record in history]
@@ -89,14 +91,3 @@ def style_density_axis(axes: Axes) -> None:
     axes.minorticks_off()
     axes.invert_xaxis()
     axes.grid(visible=True, alpha=0.3)
-
-
-def _new_figure(title: str) -> tuple[Figure, Axes]:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("Figures need matplotlib: pip install 'lightning-lth[plots]'.") from error
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
-    axes = figure.subplots()
-    axes.set_title(title)
-    return figure, axes

@@ -13,7 +13,7 @@ from typing import Any, Literal, final, overload
 
 from lightning_lth._files import write_whole
 
-StopReason = Literal["max_epochs", "max_steps", "early_stopping", "should_stop"]
+RoundEnd = Literal["max_epochs", "max_steps", "early_stopping", "should_stop"]
 
 
 @final
@@ -46,7 +46,7 @@ class RoundRecord:
     layer_densities: Mapping[str, float]
     steps: int
     epochs: int
-    stop_reason: StopReason
+    stop_reason: RoundEnd
     monitor: str | None = None
     best_value: float | None = None
     best_step: int | None = None

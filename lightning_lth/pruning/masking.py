@@ -97,7 +97,7 @@ class MaskKeeper:
             if project or type(optimizer) not in _ELEMENTWISE_OPTIMIZERS:
                 self._handles.append(optimizer.register_step_post_hook(self._project))
             if type(optimizer) in _SECOND_MOMENTS:
-                self._fillers.append(_SecondMomentFiller(self))
+                self._fillers.append(_SecondMomentFiller(self, optimizer))
                 self._handles.append(optimizer.register_step_post_hook(self._fillers[-1]))
 
     def hold_(self, masks: Masks) -> None:
@@ -110,17 +110,18 @@ class MaskKeeper:
             ValueError: If a mask fits no parameter.
         """
         masks.apply_(self._parameters)
+        for filler in self._fillers:
+            filler.undo()  # a weight that the new masks let in must not find a 1
         self._factors.clear()
         for name, mask in masks.items():
             self._factors[name] = _factor(mask, local_part(self._parameters[name]))
-        for name in masks:
             self._mask_gradient(name)
-            self._mask_optimizer_state(name)
-        for filler in self._fillers:
-            filler.restart()
+            self._clear_optimizer_state(name)
 
     def release(self) -> None:
         """Remove every hook; the weights stay as they are."""
+        for filler in self._fillers:
+            filler.undo()
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -147,12 +148,12 @@ class MaskKeeper:
         if gradient is not None and factor is not None:
             local_part(gradient).mul_(factor)
 
-    def _mask_optimizer_state(self, name: str) -> None:
+    def _clear_optimizer_state(self, name: str) -> None:
         parameter = self._parameters[name]
         for optimizer in self._optimizers:
             for value in optimizer.state.get(parameter, {}).values():
                 if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
-                    local_part(value).mul_(self._factors[name])
+                    _fill_pruned_(value, self._factors[name], 0)  # infinity times 0 would be NaN
 
     def _project(self, optimizer: Optimizer, *_: object) -> None:
         # Only what it has stepped: a generator's weights must stay until its own backward pass.
@@ -166,28 +167,31 @@ class MaskKeeper:
 class _SecondMomentFiller:
     """Step post-hook of one optimizer: writes 1 into the second moments of pruned weights."""
 
-    def __init__(self, keeper: MaskKeeper) -> None:
+    def __init__(self, keeper: MaskKeeper, optimizer: Optimizer) -> None:
         self._keeper = keeper
+        self._optimizer = optimizer
         self._steps_left = 0
 
-    def restart(self) -> None:
-        """Write again after the next step."""
+    def undo(self) -> None:
+        """Set them back to 0, also where AMSGrad has copied them; write again after a step."""
+        self._fill(0)
+        self._fill(0, "max_exp_avg_sq")
         self._steps_left = 0
 
-    def __call__(self, optimizer: Optimizer, *_: object) -> None:
+    def __call__(self, *_: object) -> None:
         if self._steps_left == 0:
-            self._fill(optimizer)
-            self._steps_left = _num_steps_to_decay(optimizer)
+            self._fill(1)
+            self._steps_left = _num_steps_to_decay(self._optimizer)
         self._steps_left -= 1
 
-    def _fill(self, optimizer: Optimizer) -> None:
-        key = _SECOND_MOMENTS[type(optimizer)]
-        groups = optimizer.param_groups
+    def _fill(self, value: float, key: str | None = None) -> None:
+        key = key or _SECOND_MOMENTS[type(self._optimizer)]
+        groups = self._optimizer.param_groups
         fused = {p for group in groups if group.get("fused") for p in group["params"]}
         for parameter, factor in self._keeper.masked_parameters():
-            moment = optimizer.state.get(parameter, {}).get(key)
+            moment = self._optimizer.state.get(parameter, {}).get(key)
             if moment is not None and moment.device.type == "cpu" and parameter not in fused:
-                local_part(moment).masked_fill_(factor == 0, 1)
+                _fill_pruned_(moment, factor, value)
 
 
 def _num_steps_to_decay(optimizer: Optimizer) -> int:
@@ -205,6 +209,11 @@ def _register_gradient_hook(
     handle: RemovableHandle = parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
     parameter.requires_grad_(requires_grad)
     return handle
+
+
+def _fill_pruned_(tensor: Tensor, factor: Tensor, value: float) -> None:
+    # After a fit, Lightning has moved optimizer state to the CPU, where it then differs.
+    local_part(tensor).masked_fill_((factor == 0).to(tensor.device), value)
 
 
 def _factor(mask: Tensor, weight: Tensor) -> Tensor:

@@ -82,13 +82,14 @@ class Ranking:
             New masks by parameter name, on the devices of the scores, distributed as before.
 
         Raises:
-            ValueError: If ``count`` is too low or too high, or the score of a survivor is NaN.
+            ValueError: If ``count`` is too low or too high, or the score of a survivor is NaN;
+                that is not looked for if nothing falls.
         """
         num_survivors = self.num_survivors
         if not 0 <= count <= num_survivors:
             raise ValueError(f"`count` must be in [0, {num_survivors}], got {count}.")
         if count == 0:
-            return dict(self.masks)
+            return {n: mask.to(self.scores.device(n)) for n, mask in self.masks.items()}
         kept = self._select(count, num_survivors)
         return {
             name: as_shard(flat, mask)

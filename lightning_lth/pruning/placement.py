@@ -10,6 +10,7 @@ from torch.nn.parameter import is_lazy
 
 from lightning_lth.pruning.masks import Masks
 from lightning_lth.pruning.parameters import strip_compiled
+from lightning_lth.snapshot import is_writable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -74,7 +75,8 @@ class Placement:
         """Copy the weights into the module and set the pruned ones to exactly zero."""
         with torch.no_grad():
             for name, target in self.targets.items():
-                target.copy_(self.sources[name])
+                if is_writable(target):
+                    target.copy_(self.sources[name])
         self.report.masks.apply_(self.targets)
 
 
@@ -97,7 +99,8 @@ def place(masks: Masks, weights: Mapping[str, Tensor], module: Module) -> Placem
 
     Raises:
         RuntimeError: If a parameter of the module is lazy and not initialized yet.
-        ValueError: If the module is on the meta device or sharded, or nothing fits.
+        ValueError: If the module is on the meta device or sharded, something that cannot be
+            written to has other values, or nothing fits.
     """
     slots = _slots(module)
     sources: dict[str, Tensor] = {}
@@ -122,7 +125,9 @@ def place(masks: Masks, weights: Mapping[str, Tensor], module: Module) -> Placem
     report = TicketReport(Masks(fitting), missing, tuple(extra), mismatched)
     if not sources:
         raise ValueError(f"Nothing of the ticket fits {type(module).__name__}. {report}")
-    return Placement(report, {name: slots[name].tensor for name in sources}, sources)
+    targets = {name: slots[name].tensor for name in sources}
+    _refuse_changes_of_unwritable(targets, sources)
+    return Placement(report, targets, sources)
 
 
 def _slots(module: Module) -> dict[str, _Slot]:
@@ -161,6 +166,17 @@ def _refuse_unwritable(name: str, tensor: Tensor) -> None:
         raise ValueError(
             f"{name!r} is distributed over ranks. Apply the ticket before the module is sharded."
         )
+
+
+def _refuse_changes_of_unwritable(
+    targets: Mapping[str, Tensor], sources: Mapping[str, Tensor]
+) -> None:
+    for name, target in targets.items():
+        if not is_writable(target) and _differs(target, sources[name].to(target.dtype)):
+            raise ValueError(
+                f"{name!r} has other values in the ticket, but is expanded or was made in "
+                "inference mode, and cannot be written to. Replace it by its `clone()` first."
+            )
 
 
 def _differs(known: Tensor | None, other: Tensor | None) -> bool:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import copy
-import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, final
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 
 from lightning_lth.pruning.parameters import named_parameters, strip_compiled
 from lightning_lth.pruning.sharding import is_distributed, placed_like, whole
+from lightning_lth.snapshot import Stateful, is_writable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,25 +21,14 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 
-class Stateful(Protocol):
-    """Anything with a state that can be taken and put back: LR schedulers, gradient scalers."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """The state; may hold live references."""
-        ...
-
-    def load_state_dict(self, state_dict: dict[str, Any], /) -> object:
-        """Take over a state; may change the dictionary."""
-        ...
-
-
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RewindPoint:
-    """A copy of everything that training depends on at one step.
+    """A copy of everything that training depends on at one step, but for random states.
 
-    Restoring it and feeding the same batches replays training bit for bit, dropout included if
-    ``rng`` was captured. Copies live on the CPU, and neither training nor restoring changes them.
+    Restoring it and feeding the same batches replays training bit for bit, dropout included if the
+    random states are the same. Copies live on the CPU, and neither training nor restoring changes
+    them.
 
     Attributes:
         weights: Parameter name to values, without the ``_orig_mod.`` of compiled modules.
@@ -48,7 +37,6 @@ class RewindPoint:
         optimizers: State dict of each optimizer.
         schedulers: State dict of each LR scheduler.
         scaler: State dict of the gradient scaler; empty without one.
-        rng: States of the random generators of Python, torch and CUDA; empty if not captured.
 
     Examples:
         >>> layer = torch.nn.Linear(2, 1, bias=False)
@@ -69,7 +57,6 @@ class RewindPoint:
     optimizers: Sequence[dict[str, Any]] = ()
     schedulers: Sequence[dict[str, Any]] = ()
     scaler: Mapping[str, Any] | None = None
-    rng: Mapping[str, Any] | None = None
 
     @classmethod
     def capture(
@@ -78,8 +65,6 @@ class RewindPoint:
         optimizers: Sequence[Optimizer] = (),
         schedulers: Sequence[Stateful] = (),
         scaler: Stateful | None = None,
-        *,
-        rng: bool = False,
     ) -> RewindPoint:
         """Copy the present state; nothing is changed.
 
@@ -88,7 +73,6 @@ class RewindPoint:
             optimizers: Their state dicts are copied, hyperparameters included.
             schedulers: Likewise.
             scaler: Likewise; anything with a state dict.
-            rng: Copy the states of the global random generators too.
         """
         return cls(
             weights=_copied(named_parameters(module)),
@@ -97,7 +81,6 @@ class RewindPoint:
             optimizers=[_copied(optimizer.state_dict()) for optimizer in optimizers],
             schedulers=[_copied(scheduler.state_dict()) for scheduler in schedulers],
             scaler=_copied(scaler.state_dict()) if scaler is not None else None,
-            rng=_rng_state() if rng else None,
         )
 
     def restore_(
@@ -110,8 +93,9 @@ class RewindPoint:
         """Put everything back, in place: the tensors of the module stay the same objects.
 
         Raises:
-            ValueError: If the module, or the number of optimizers or schedulers, is not the one
-                that was captured. Nothing is changed then.
+            ValueError: If the module, the number of optimizers or schedulers, or the parameter
+                groups are not those that were captured, apart from groups added since. Nothing is
+                changed then.
         """
         self._check(module, optimizers, schedulers)
         _write(self.weights, named_parameters(module))
@@ -119,14 +103,11 @@ class RewindPoint:
         for name, parameter in named_parameters(module).items():
             parameter.requires_grad_(self.trainable[name])
         for optimizer, state in zip(optimizers, self.optimizers, strict=True):
-            del optimizer.param_groups[len(state["param_groups"]) :]  # added since, by unfreezing
-            optimizer.load_state_dict(copy.deepcopy(state))
+            _restore_optimizer_(optimizer, state)
         for scheduler, scheduler_state in zip(schedulers, self.schedulers, strict=True):
             scheduler.load_state_dict(copy.deepcopy(scheduler_state))
         if scaler is not None and self.scaler:
             scaler.load_state_dict(copy.deepcopy(dict(self.scaler)))
-        if self.rng is not None:
-            _restore_rng(self.rng)
 
     def restore_schedule_(
         self, optimizers: Sequence[Optimizer], schedulers: Sequence[Stateful]
@@ -140,9 +121,7 @@ class RewindPoint:
         """
         for optimizer, state in zip(optimizers, self.optimizers, strict=True):
             for group, saved in zip(optimizer.param_groups, state["param_groups"], strict=False):
-                group.update(
-                    {key: copy.deepcopy(value) for key, value in saved.items() if key != "params"}
-                )
+                group.update(_settings(saved, group))
         for scheduler, scheduler_state in zip(schedulers, self.schedulers, strict=True):
             scheduler.load_state_dict(copy.deepcopy(scheduler_state))
 
@@ -162,7 +141,6 @@ class RewindPoint:
             "optimizers": [_mapped(state, whole) for state in self.optimizers],
             "schedulers": list(self.schedulers),
             "scaler": self.scaler,
-            "rng": self.rng,
         }
 
     @classmethod
@@ -197,6 +175,8 @@ class RewindPoint:
                 raise ValueError(
                     f"The rewind point has {num_saved} {kind}, got {num_present} to restore."
                 )
+        for optimizer, state in zip(optimizers, self.optimizers, strict=True):
+            _check_groups(optimizer, state)
 
 
 class _Placed(Mapping[str, "Tensor"]):
@@ -220,7 +200,40 @@ def _named_buffers(module: Module) -> dict[str, Tensor]:
 def _write(values: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, value in values.items():
-            targets[name].copy_(placed_like(value, targets[name]))
+            if is_writable(targets[name]):
+                targets[name].copy_(placed_like(value, targets[name]))
+
+
+def _check_groups(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+    saved = [len(group["params"]) for group in state["param_groups"]]
+    present = [len(group["params"]) for group in optimizer.param_groups]
+    if present[: len(saved)] != saved:  # more are allowed: added since, by unfreezing
+        raise ValueError(
+            f"The rewind point has a {type(optimizer).__name__} with {saved} parameters in its "
+            f"groups, got one with {present}. Change groups only before the rewind point."
+        )
+
+
+def _restore_optimizer_(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+    groups = state["param_groups"]
+    del optimizer.param_groups[len(groups) :]
+    earlier = list(optimizer.param_groups)
+    optimizer.load_state_dict(copy.deepcopy(dict(state)))
+    for group, saved, before in zip(optimizer.param_groups, groups, earlier, strict=True):
+        group.update(_settings(saved, before))
+
+
+def _settings(saved: Mapping[str, Any], present: Mapping[str, Any]) -> dict[str, Any]:
+    """The saved hyperparameters; those that are tensors in ``present`` are written into them."""
+    values = {key: value for key, value in saved.items() if key != "params"}
+    return {key: _written(value, present.get(key)) for key, value in values.items()}
+
+
+def _written(value: Any, present: Any) -> Any:
+    if isinstance(value, torch.Tensor) and isinstance(present, torch.Tensor):
+        present.detach().copy_(value)  # captured graphs go on reading this very tensor
+        return present
+    return copy.deepcopy(value)
 
 
 def _copied(value: Any) -> Any:
@@ -240,20 +253,3 @@ def _mapped(value: Any, function: Any) -> Any:
     if type(value) in (list, tuple):
         return type(value)(_mapped(item, function) for item in value)
     return copy.deepcopy(value)
-
-
-def _rng_state() -> dict[str, Any]:
-    version, internal, gauss = random.getstate()
-    return {
-        "python": [version, list(internal), gauss],
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def _restore_rng(state: Mapping[str, Any]) -> None:
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
-    torch.set_rng_state(state["torch"])
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])

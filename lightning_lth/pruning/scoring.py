@@ -17,7 +17,7 @@ NOT_GIVEN: Mapping[str, Tensor] = {}  # the initial weights, to rules that do no
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scores:
     """Scores by parameter name, computed piece by piece so that no layer is ever copied whole.
 

@@ -115,9 +115,10 @@ def check_fractions(fractions: Mapping[str, float] | None, names: Iterable[str])
     Examples:
         >>> check_fractions({"head.*": 0.1}, ["body.weight", "head.weight"])
     """
+    names = list(names)
     for pattern, share in (fractions or {}).items():
         _check_fraction(f"fractions[{pattern!r}]", share)
-        _check_pattern(pattern, list(names))
+        _check_pattern(pattern, names)
 
 
 def num_pruned(num_survivors: int, fraction: float) -> int:

@@ -74,11 +74,8 @@ class _Sieve:
         self.kept = [np.empty(size, dtype=np.bool_) for size in sizes]  # numpy takes huge pages
         self.bracket = bracket
         self.room = max(_MIN_CANDIDATES, int(self.offsets[-1] * _CANDIDATE_SHARE))
-
-    @property
-    def is_full(self) -> bool:
-        """Whether there was no room for all candidates."""
-        return self.room < 0
+        # Threads may lose each other's subtractions from `room`; what is full must stay so.
+        self.is_full = False
 
     def run(self) -> tuple[int, _Array, _Array]:
         """How many weights are kept so far, and the candidates: their scores and positions."""
@@ -111,6 +108,8 @@ class _Sieve:
             )
             num_kept += np.count_nonzero(kept[chunk])
             self.room -= len(inside)
+            if self.room < 0:
+                self.is_full = True
             if self.is_full:
                 break
             values.append(scores[inside])

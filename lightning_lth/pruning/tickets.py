@@ -191,7 +191,8 @@ class Ticket:
 
         Raises:
             ValueError: If ``strict`` and anything does not fit, or nothing does, or the module is
-                on the meta device or sharded. The module is untouched then.
+                on the meta device, sharded, or has to change where it cannot be written to. The
+                module is untouched then.
             RuntimeError: If a parameter of the module is lazy and not initialized yet.
         """
         placement = place(self.masks, self.weights, module)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from lightning_lth._tensor_files import read_file, write_file
+from lightning_lth.snapshot import is_writable
 
 _KIND = "best-weights"
 
@@ -64,7 +65,8 @@ class BestWeights:
                 f"The best weights are of another module: {wrong} differ in name or shape."
             )
         for name, value in self.tensors.items():
-            present[name].copy_(value)
+            if is_writable(present[name]):
+                present[name].copy_(value)
 
     def save(self, path: Path) -> None:
         """Write a safetensors file, whole or not at all."""

@@ -123,7 +123,8 @@ class SuccessiveRises:
         rises: How many, ``s``, at least 1. Prechelt: 2 to 8.
         strip: Validations in a strip, ``k``, at least 1.
         monitor: The metric; by default that of the callback.
-        mode: Whether small or large values are good; by default as for the callback.
+        mode: Whether small or large values are good; by default as for the callback, and ``"min"``
+            for a metric of its own.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -190,7 +191,8 @@ class NoProgress:
 
     def __post_init__(self) -> None:
         """Check the arguments."""
-        _check_not_negative("threshold", self.threshold)
+        if not (math.isfinite(self.threshold) and self.threshold > 0):
+            raise ValueError(f"`threshold` must be above 0, got {self.threshold!r}.")
         _check_strip(self.strip, 2)
 
     def __call__(self, validations: Validations, /) -> Stop | None:

@@ -18,10 +18,11 @@ class Target:
     Args:
         threshold: Itself neither better nor worse.
         monitor: The metric; by default that of the callback.
-        mode: Whether small or large values are good; by default as for the callback.
+        mode: Whether small or large values are good; by default as for the callback. Needed for a
+            metric of its own.
 
     Raises:
-        ValueError: If ``mode`` is another.
+        ValueError: If ``mode`` is another, or lacks where it is needed.
 
     Examples:
         >>> from lightning_lth.stopping import Validation
@@ -40,7 +41,7 @@ class Target:
 
     def __call__(self, validations: Validations, /) -> Stop | None:
         """Why to stop; None to go on."""
-        name, mode, values = watched(validations, self.monitor, self.mode)
+        name, mode, values = _watched(validations, self.monitor, self.mode)
         if not values or not is_better(values[-1], self.threshold, mode):
             return None
         sign = "<" if mode == "min" else ">"
@@ -56,10 +57,11 @@ class Divergence:
     Args:
         threshold: Itself neither better nor worse.
         monitor: The metric; by default that of the callback.
-        mode: Whether small or large values are good; by default as for the callback.
+        mode: Whether small or large values are good; by default as for the callback. Needed for a
+            metric of its own.
 
     Raises:
-        ValueError: If ``mode`` is another.
+        ValueError: If ``mode`` is another, or lacks where it is needed.
 
     Examples:
         >>> from lightning_lth.stopping import Validation
@@ -78,7 +80,7 @@ class Divergence:
 
     def __call__(self, validations: Validations, /) -> Stop | None:
         """Why to stop; None to go on."""
-        name, mode, values = watched(validations, self.monitor, self.mode)
+        name, mode, values = _watched(validations, self.monitor, self.mode)
         if not values or not is_better(-values[-1], -self.threshold, mode):
             return None
         sign = ">" if mode == "min" else "<"
@@ -108,3 +110,15 @@ class NotFinite:
         if not values or math.isfinite(values[-1]):
             return None
         return Stop(StopReason.NOT_FINITE, f"{name} = {values[-1]} is not finite")
+
+
+def _watched(
+    validations: Validations, monitor: str | None, mode: Mode | None
+) -> tuple[str, Mode, list[float]]:
+    """As :func:`watched`, but no guess: with the wrong mode, a threshold stops at once or never."""
+    if mode is None and monitor not in (None, validations.monitor):
+        raise ValueError(
+            f"`mode` must be given with `monitor={monitor!r}`, as the callback monitors "
+            f"{validations.monitor!r}: 'min' if small values are good, 'max' if large ones are."
+        )
+    return watched(validations, monitor, mode)

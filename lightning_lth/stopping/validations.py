@@ -105,12 +105,13 @@ class Validations(Sequence[Validation]):
     def rows(self) -> list[dict[str, Any]]:
         """One flat row for each validation, e.g. for ``pandas.DataFrame``.
 
+        A metric with the name of another column, such as ``step``, is called ``metric/step``.
+
         Examples:
             >>> Validations("loss", "min", [Validation(0, 0, 2.3, None, {"acc": 0.1})]).rows()
             [{'step': 0, 'epoch': 0, 'value': 2.3, 'train_loss': None, 'acc': 0.1}]
         """
-        rows = [dataclasses.asdict(validation) for validation in self]
-        return [row | row.pop("metrics") for row in rows]
+        return [_row(validation) for validation in self]
 
     def state_dict(self) -> list[dict[str, Any]]:
         """The validations as dictionaries of numbers and strings."""
@@ -122,6 +123,12 @@ class Validations(Sequence[Validation]):
     ) -> Validations:
         """The validations that :meth:`state_dict` described."""
         return cls(monitor, mode, [Validation(**validation) for validation in state_dict])
+
+
+def _row(validation: Validation) -> dict[str, Any]:
+    row = dataclasses.asdict(validation)
+    metrics = row.pop("metrics").items()
+    return row | {f"metric/{name}" if name in row else name: value for name, value in metrics}
 
 
 def is_better(value: float, other: float, mode: Mode, *, margin: float = 0.0) -> bool:

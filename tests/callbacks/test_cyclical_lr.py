@@ -130,6 +130,37 @@ def test_groups_keep_their_ratio() -> None:
         assert second == pytest.approx(first / 10)
 
 
+@pytest.mark.parametrize("policy", ["triangular", "cosine"])
+def test_what_the_optimizer_was_is_read_before_the_first_cycle(policy: Any, tmp_path: Path) -> None:
+    """Rates and momenta of 0, which cycles write, say nothing about it."""
+
+    def groups(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        first, *others = parameters
+        return torch.optim.SGD(
+            [{"params": others, "lr": 0.2}, {"params": [first], "lr": 0.02}], momentum=0.9
+        )
+
+    def cycles() -> CyclicalLR:
+        momenta = {"base_momentum": 0.0, "max_momentum": 0.9}
+        return CyclicalLR(0.0, 0.3, step_size=3, policy=policy, **momenta)
+
+    watcher, module = Settings(), Classifier(groups)
+    fitter = trainer(cycles(), watcher, IterativeMagnitudePruning(1), max_epochs=1)
+    fitter.fit(module, loader(), loader())
+    assert watcher.groups[6:] == watcher.groups[:6]
+    assert watcher.groups[4] == pytest.approx([watcher.rates[4], watcher.rates[4] / 10])
+    assert watcher.momenta[6:] == watcher.momenta[:6]
+    fitter = trainer(cycles(), max_epochs=1)
+    fitter.fit(Classifier(groups), loader(), loader())
+    fitter.save_checkpoint(tmp_path / "bottom.ckpt")
+    resumed = Settings()
+    trainer(cycles(), resumed, max_epochs=2).fit(
+        Classifier(groups), loader(), loader(), ckpt_path=tmp_path / "bottom.ckpt"
+    )
+    assert resumed.groups == watcher.groups[:6]
+    assert resumed.momenta == watcher.momenta[:6]
+
+
 def test_optimizer_steps_are_counted() -> None:
     watcher = fit(CyclicalLR(0.1, 0.4, step_size=3), accumulate_grad_batches=4, max_epochs=3)
     assert watcher.rates == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.3, 0.2])  # 2 steps in an epoch
@@ -173,6 +204,38 @@ def test_several_optimizers_and_manual_optimization() -> None:
     expected = [0.1, 0.2, 0.3, 0.4, 0.3, 0.2] * 2
     assert [first for first, _ in module.rates] == pytest.approx(expected)
     assert [second for _, second in module.rates] == pytest.approx(expected)
+
+
+def test_rewinding_finds_the_step_of_optimizers_that_do_not_always_step() -> None:
+    class Alternating(TwoOptimizers):
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+            loss = Classifier.training_step(self, batch, batch_idx)
+            self.manual_backward(loss)
+            first, second = self.optimizers()  # type: ignore[misc]
+            self.rates.append((first.param_groups[0]["lr"], second.param_groups[0]["lr"]))
+            first.step()
+            if batch_idx == 5:
+                second.step()
+            return loss
+
+    module = Alternating()
+    fit(
+        IterativeMagnitudePruning(1, rewind_step=4),
+        CyclicalLR(0.1, 0.4, step_size=3),
+        module=module,
+        max_epochs=1,
+    )
+    cycle = [0.1, 0.2, 0.3, 0.4, 0.3, 0.2]
+    assert [rate for rate, _ in module.rates] == pytest.approx(cycle + cycle[4:])
+
+
+def test_one_cycle_does_not_end_where_several_optimizers_have_taken_max_steps() -> None:
+    cycles = CyclicalLR(0.1, 0.4, step_size=2, policy="one_cycle")
+    with pytest.raises(ValueError, match=r"`max_steps=20` counts the steps of every optimizer"):
+        fit(cycles, module=TwoOptimizers(), max_steps=20, max_epochs=-1)
+    module = TwoOptimizers()
+    fit(cycles, module=module)
+    assert module.rates[-1] == pytest.approx((0.0001, 0.0001))
 
 
 @pytest.mark.parametrize("epochs", [1, 3])
@@ -312,6 +375,7 @@ def test_the_schedule_can_be_seen_before_training() -> None:
     ("arguments", "message"),
     [
         ({"base_lr": 0.5}, "`base_lr`"),
+        ({"base_lr": None}, "`base_lr` and `max_lr` must be given both, got None and 0.4"),
         ({"base_lr": float("nan")}, "`base_lr`"),
         ({"step_size": 0}, "`step_size` must be above 0"),
         ({"step_size": 2.5}, "`step_size` must be an integer"),

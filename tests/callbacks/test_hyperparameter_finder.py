@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from lightning_lth import HyperparameterFinder, LRFinder
+from lightning_lth import HyperparameterFinder, IterativeMagnitudePruning, LRFinder
 from tests.callbacks.modules import Classifier, loader, network, trainer
 from tests.callbacks.test_lr_finder import Busy, adam, assert_same, everything, shuffled
 
@@ -61,6 +61,25 @@ def test_groups_without_weight_decay_stay_so() -> None:
     first, second = fitter.optimizers[0].param_groups
     assert first["weight_decay"] == finder.result.chosen.value
     assert second["weight_decay"] == 0
+
+
+def test_groups_without_weight_decay_stay_so_after_a_decay_of_zero() -> None:
+    class Watching(Classifier):
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+            biases.append(self.trainer.optimizers[0].param_groups[1]["weight_decay"])
+            return super().training_step(batch, batch_idx)
+
+    def groups(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        first, *others = parameters
+        decayed, plain = {"params": [first], "weight_decay": 0.1}, {"params": others}
+        return torch.optim.SGD([decayed, plain], lr=0.1)
+
+    biases: list[float] = []
+    finder = HyperparameterFinder("weight_decay", (0.0, 50.0), steps_per_value=5, rounds=(0, 1))
+    fitter = trainer(finder, IterativeMagnitudePruning(1), max_epochs=1)
+    fitter.fit(Watching(groups), loader(), loader())
+    assert [finder.results[round_][0].chosen.value for round_ in (0, 1)] == [0, 0]
+    assert set(biases) == {0}
 
 
 def test_beta1_is_the_momentum_of_adam() -> None:

@@ -386,6 +386,16 @@ def test_a_compiled_module() -> None:
     assert_equal(found, start(Classifier(), Initializer(seed=0)))
 
 
+def test_an_orthogonal_parametrization_is_drawn() -> None:
+    drawn = []
+    for seed in (1, 2):
+        module = Classifier()
+        nn.utils.parametrizations.orthogonal(module.net[0])
+        found = start(module, Initializer("orthogonal", seed=seed))
+        drawn.append(found["net.0.parametrizations.weight.0.base"])
+    assert not torch.allclose(*drawn, atol=0.01)
+
+
 def test_half_precision_and_autocast() -> None:
     for precision in ("bf16-mixed", "bf16-true"):
         initializer = Initializer("lsuv", seed=0)

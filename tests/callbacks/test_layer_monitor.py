@@ -196,6 +196,15 @@ class Logging(Classifier):
         return loader()
 
 
+@pytest.mark.parametrize(("n", "is_told"), [(6, False), (7, True)])
+def test_a_training_that_is_too_short_to_be_measured(
+    n: int, is_told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        fit(monitor(n))  # 6 steps
+    assert ("it looks at every 7th, and training was shorter" in caplog.text) == is_told
+
+
 @pytest.mark.parametrize("n", [None, 50])
 @pytest.mark.parametrize("accumulate", [1, 4])
 def test_it_logs_where_lightning_logs(tmp_path: Path, n: int | None, accumulate: int) -> None:
@@ -781,6 +790,17 @@ def test_the_landscape_is_that_of_the_pruned_network() -> None:
     assert len(pruned) == 6 + 5 + 2  # 4 step sizes; layers behind the first
     assert all(pruned)
     assert not module.net[0].weight._backward_hooks
+
+
+def test_the_landscape_of_a_compiled_network_with_masks() -> None:
+    class Compiled(Classifier):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = torch.compile(self.net, backend="eager")
+
+    watch = monitor(landscape=True)
+    fit(FixedMasks(Masks({"net.0.weight": torch.ones(16, 6)})), watch, module=Compiled())
+    assert len(watch.landscapes) == 1
 
 
 def test_manual_optimization_has_no_landscape() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import random
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -419,6 +420,20 @@ def test_all_pruning_rounds_train_with_the_suggestion() -> None:
     assert watcher.rates == [[pytest.approx(finder.result.chosen.value)]] * 12
 
 
+def test_fine_tuning_takes_the_rate_that_was_found() -> None:
+    """Its schedulers rest: a tenth in every second step has left 0.1 at 1e-4."""
+
+    def step_lr(module: Any, optimizer: torch.optim.Optimizer) -> Any:
+        return {"scheduler": lr_scheduler.StepLR(optimizer, 2, 0.1), "interval": "step"}
+
+    watcher, finder = Rates(), LRFinder(1e-3, 10, 100, suggestion="minimum", rounds=(1,))
+    pruning = IterativeMagnitudePruning(1, rewind="none")
+    module = Classifier(scheduler=step_lr)
+    trainer(finder, pruning, watcher, max_epochs=1).fit(module, loader(), loader())
+    assert finder.result.chosen.value is not None
+    assert watcher.rates[6:] == [[pytest.approx(finder.result.chosen.value)]] * 6
+
+
 def test_a_module_without_an_optimizer_is_refused() -> None:
     class Fixed(Classifier):
         def configure_optimizers(self) -> None:
@@ -435,8 +450,8 @@ def test_a_module_without_an_optimizer_is_refused() -> None:
 
 
 class Manual(Busy):
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self.automatic_optimization = False
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
@@ -524,6 +539,58 @@ class Once(IterableDataset[Any]):
         return self.source
 
 
+def test_schedulers_that_the_step_steps_go_back() -> None:
+    class Stepping(Manual):
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+            epochs.append(self.lr_schedulers().last_epoch)  # type: ignore[union-attr]
+            loss = super().training_step(batch, batch_idx)
+            self.lr_schedulers().step()  # type: ignore[union-attr, call-arg]
+            return loss
+
+    def step_lr(module: Any, optimizer: torch.optim.Optimizer) -> Any:
+        return lr_scheduler.StepLR(optimizer, 3)
+
+    epochs: list[int] = []
+    finder = LRFinder(1e-3, 0.3, 20, apply=False)
+    trainer(finder, max_epochs=1).fit(Stepping(scheduler=step_lr), loader(), loader())
+    assert epochs[-6:] == list(range(6))
+
+
+def test_a_step_that_asks_for_the_end_is_not_heard() -> None:
+    class Guarded(Classifier):
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+            loss = super().training_step(batch, batch_idx)
+            self.trainer.should_stop |= bool(loss > 10)
+            return loss
+
+    finder = LRFinder(1e-3, 1e6, 100, apply=False)
+    fitter = trainer(finder, max_epochs=1)
+    fitter.fit(Guarded(), loader(), loader())
+    assert max(finder.result.curve.losses) > 10
+    assert fitter.global_step == 6
+
+
+def test_an_attribute_that_can_be_called_goes_back() -> None:
+    class Meter:
+        count = 0
+
+        def __call__(self) -> None:
+            self.count += 1
+
+    class Metered(Classifier):
+        def __init__(self) -> None:
+            super().__init__()
+            self.meter = Meter()
+
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+            self.meter()
+            return super().training_step(batch, batch_idx)
+
+    module = Metered()
+    trainer(LRFinder(1e-3, 0.3, 20), max_epochs=1).fit(module, loader(), loader())
+    assert module.meter.count == 6
+
+
 def test_an_iterable_data_set_does_not_notice() -> None:
     stream = Stream()
     finder = LRFinder(num_steps=20, max_lr=0.3, apply=False)
@@ -603,13 +670,25 @@ def test_figures_curves_and_a_line(tmp_path: Path, caplog: pytest.LogCaptureFixt
         ({"max_lr": float("nan")}, "`max_lr` must be a finite number"),
         ({"num_steps": 0}, "`num_steps` must be"),
         ({"mode": "log"}, "`mode` must be"),
-        ({"suggestion": "best"}, "rule of a suggestion must be one of"),
+        ({"suggestion": "best"}, r"one of \['valley', 'slide', 'steep', 'minimum'\]"),
         ({"rounds": (-1,)}, "`rounds` must be"),
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         LRFinder(**arguments)
+
+
+@pytest.mark.parametrize("rounds", [0, "0", None])
+def test_rounds_are_a_list(rounds: Any) -> None:
+    with pytest.raises(TypeError, match=r"`rounds` lists pruning rounds, such as `\(0, 3\)`, got"):
+        LRFinder(rounds=rounds)
+
+
+def test_pictures_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # cannot be found any more
+    with pytest.raises(ImportError, match=r"`plot_dir` needs matplotlib: `pip install"):
+        LRFinder(plot_dir="plots")
 
 
 @pytest.mark.distributed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -472,6 +473,25 @@ def test_learning_rate_monitor_and_loggers_see_every_round(tmp_path: Any) -> Non
     assert steps == list(range(54))  # three rounds of 18 steps, one after the other
 
 
+class LoggingTraining(Classifier):
+    """Logs, as ``train_loss``, the mean of an epoch: 2, then 0, then 1 in the last."""
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        value = (2.0, 0.0, 1.0)[self.current_epoch]
+        self.log("train_loss", value, on_step=False, on_epoch=True)
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize(("mode", "best"), [("min", (0.0, 12)), ("max", (2.0, 6))])
+@pytest.mark.parametrize("settings", [{}, {"val_check_interval": 0.5}, {"limit_val_batches": 0}])
+def test_a_metric_of_training_is_looked_at_when_epochs_end(
+    mode: Any, best: tuple[float, int], settings: dict[str, Any]
+) -> None:
+    pruning = IterativeMagnitudePruning(1, monitor="train_loss", mode=mode)
+    trainer(pruning, max_epochs=3, **settings).fit(LoggingTraining(), loader(), loader())
+    assert [(one.best_value, one.best_step) for one in pruning.history] == [best] * 2
+
+
 def test_a_finished_ticket_file_per_round(tmp_path: Any) -> None:
     watcher = Watcher()
     fit(watcher, IterativeMagnitudePruning(2, ticket_dir=tmp_path / "tickets"))
@@ -481,6 +501,12 @@ def test_a_finished_ticket_file_per_round(tmp_path: Any) -> None:
         ticket.apply_(module)
         assert_equal(weights(module), watcher.starts[round_])
         assert ticket.masks.num_remaining == SURVIVORS[round_]
+
+
+def test_tickets_of_another_search_are_told(tmp_path: Path) -> None:
+    fit(IterativeMagnitudePruning(2, ticket_dir=tmp_path), max_epochs=1)
+    with pytest.warns(UserWarning, match=r"another search: round_00.safetensors, .* an empty fol"):
+        fit(IterativeMagnitudePruning(1, ticket_dir=tmp_path), max_epochs=1)
 
 
 def test_fast_dev_run_runs_one_batch_of_each_round() -> None:

@@ -153,6 +153,18 @@ def test_a_checkpoint_without_rewind_point_is_refused_when_it_is_behind(tmp_path
         )
 
 
+def test_early_stopping_may_join_at_a_resume(tmp_path: Path) -> None:
+    fitter = trainer(IterativeMagnitudePruning(1), SaveEpochs(tmp_path), max_epochs=2)
+    fitter.fit(Classifier(), loader(), loader())
+    pruning = IterativeMagnitudePruning(1)
+    stopper = EarlyStopping("val_loss", stopping_threshold=100.0)  # of Lightning: stops at once
+    resumed = trainer(pruning, stopper, max_epochs=2)
+    first = min(tmp_path.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    resumed.fit(Classifier(), loader(), loader(), ckpt_path=first)
+    assert [record.stop_reason for record in pruning.history] == ["early_stopping"] * 2
+    assert [record.steps for record in pruning.history] == [12, 6]  # it began in epoch 1
+
+
 class Failing(Classifier):
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         if self.fails and self.trainer.callback_metrics["round"] == 1:

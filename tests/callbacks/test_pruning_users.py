@@ -373,10 +373,17 @@ def test_arguments_out_of_range(arguments: dict[str, Any], message: str) -> None
         IterativeMagnitudePruning(**({"rounds": 1} | arguments))
 
 
+def test_a_criterion_by_name() -> None:
+    with pytest.raises(TypeError, match=r"must be a function, such as .*magnitude`, got 'magni"):
+        IterativeMagnitudePruning(1, criterion="magnitude")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("pruning", "settings", "message"),
     [
         ({"rewind_step": 5}, {"max_steps": 5}, r"less than `Trainer\(max_steps=5\)`"),
+        ({"rewind_step": 18}, {"max_epochs": 3}, r"18 steps in `Trainer\(max_epochs=3\)`, got 18"),
+        ({"rewind_step": 9}, {"max_epochs": 3, "accumulate_grad_batches": 2}, "9 steps in"),
         ({"rewind_epoch": 3}, {"max_epochs": 3}, r"less than `Trainer\(max_epochs=3\)`"),
         ({"fractions": {"nett*": 0.1}}, {}, "nett"),
         ({"parameters": ["head.weight"]}, {}, "net.3.weight"),
@@ -393,7 +400,13 @@ def test_settings_that_do_not_fit_are_refused_before_training(
 
 def test_a_rewind_step_that_training_never_reaches() -> None:
     with pytest.raises(RuntimeError, match="Round 0 ended at step 18, epoch 3, before"):
-        fit(IterativeMagnitudePruning(1, rewind_step=18))
+        fit(IterativeMagnitudePruning(1, rewind_step=18), reload_dataloaders_every_n_epochs=1)
+
+
+def test_the_last_step_that_training_reaches() -> None:
+    pruning = IterativeMagnitudePruning(1, rewind_step=17)
+    fit(pruning)  # 18 steps, the last of which starts at 17
+    assert [record.steps for record in pruning.history] == [18, 18]
 
 
 def test_the_round_is_in_the_progress_bar(capsys: pytest.CaptureFixture[str]) -> None:

@@ -125,7 +125,9 @@ def test_a_function_that_has_no_gain_is_refused() -> None:
         measured_gain(torch.sqrt)
 
 
-@pytest.mark.parametrize("name", ["swish", "unknown: sin", "leaky_relu", "elu(", "relu(1)"])
+@pytest.mark.parametrize(
+    "name", ["swish", "unknown: sin", "leaky_relu", "elu(", "relu(1)", "gated x"]
+)
 def test_an_unknown_nonlinearity_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="No gain is known for"):
         gain(name)

@@ -203,6 +203,22 @@ def test_a_tied_head_keeps_the_scale_of_the_embedding() -> None:
     assert net.head.weight is net.table.weight
 
 
+@pytest.mark.parametrize("name", ["head.weight", "table.weight"])
+def test_a_mask_counts_under_either_name_of_a_tied_weight(name: str) -> None:
+    net, mask = Tied(), torch.rand(500, 64) < 0.25
+    report = initialize_(net, "xavier", seed=0, masks={name: mask})
+    assert torch.equal(net.head.weight != 0, mask)
+    assert "density" in report["table.weight"].note
+
+
+@pytest.mark.parametrize("key", ["head", "head.weight", nn.Linear])
+def test_an_override_of_nothing_but_a_tied_weight_is_refused(key: Any) -> None:
+    message = r"matches only 'head.weight', which is tied to 'table.weight' .* Use 'table.weight'"
+    with pytest.raises(ValueError, match=message):
+        initialize_(Tied(), "xavier", seed=0, overrides={key: init.zeros()})
+    initialize_(Tied(), "xavier", seed=0, overrides={"*": init.zeros()})
+
+
 class SwiGLU(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -220,6 +236,9 @@ def test_gated_units_keep_the_scale() -> None:
     assert report["0.gate.weight"].gain == 1
     assert report["0.down.weight"].gain == pytest.approx(1.6765, rel=1e-3)
     assert rms(net(inputs)) == pytest.approx(1, rel=0.1)
+    told = {"*.down": init.auto(activation="linear")}  # which is what was found
+    report = initialize_(net, seed=0, example_input=inputs, overrides=told)
+    assert report["0.down.weight"].gain == pytest.approx(1.6765, rel=1e-3)
 
 
 def test_the_larger_gain_wins_where_two_nonlinearities_follow() -> None:
@@ -480,6 +499,27 @@ def test_fixup_logits_are_zero_and_the_loss_is_the_log_of_the_classes() -> None:
     assert report["4.second.weight"].note == "end of a residual branch"
 
 
+def test_overrides_are_not_scaled_by_fixup() -> None:
+    rule = init.constant(0.5)
+    net = residual(blocks=9)
+    initialize_(net, "fixup", seed=0, example_input=torch.randn(2, 64), overrides={"4.first": rule})
+    assert bool((net[4].first.weight == 0.5).all())
+
+
+@pytest.mark.parametrize("scheme", ["auto", "fixup"])
+def test_branch_ends_that_cannot_be_zero_are_named(scheme: str) -> None:
+    class Plain(Block):
+        def __init__(self) -> None:
+            super().__init__(8)
+            self.norm = nn.BatchNorm1d(8, affine=False)
+            self.second.requires_grad_(False)
+
+    net, inputs = nn.Sequential(Plain(), nn.Linear(8, 2)), torch.randn(4, 8)
+    name = "0.norm" if scheme == "auto" else "0.second"
+    with pytest.warns(UserWarning, match=f"^'{name}' should start at 0 and cannot"):
+        initialize_(net, scheme, seed=0, example_input=inputs, zero_branch_ends=scheme == "auto")
+
+
 @pytest.mark.parametrize("norm", [True, False])
 def test_branch_ends_start_at_zero_if_asked(norm: bool) -> None:
     net = residual(blocks=3, norm=norm)
@@ -513,6 +553,23 @@ def test_data_driven_schemes_leave_overridden_layers_alone() -> None:
     expected = perceptron(3, 16, nn.ReLU)
     initialize_(expected, rule, seed=0)
     assert torch.equal(net[2].weight, expected[2].weight)
+
+
+def test_data_dependent_leaves_overridden_biases_alone() -> None:
+    net = perceptron(2, 16, nn.ReLU)
+    overrides = {"0.bias": init.constant(3.0)}
+    inputs = torch.randn(32, 16)
+    report = initialize_(net, "data_dependent", seed=0, example_input=inputs, overrides=overrides)
+    assert net[0].bias.tolist() == [3.0] * 16
+    rules = [report[name].rule for name in ("0.bias", "2.weight", "2.bias")]
+    assert rules == ["constant(3)", "data_dependent of he", "data_dependent"]
+
+
+@pytest.mark.parametrize("seed", [2**64, -(2**70)])
+def test_any_integer_is_a_seed(seed: int) -> None:
+    net = perceptron(2, 4, nn.ReLU)
+    report = initialize_(net, "data_dependent", seed=seed, example_input=torch.randn(8, 4))
+    assert report.seed == seed
 
 
 def test_data_dependent_normalizes_every_unit() -> None:
@@ -628,6 +685,21 @@ def test_lazy_layers_without_an_example_are_named() -> None:
     with pytest.raises(RuntimeError, match=r"Lazy and without a shape yet: '1'\. Pass an `exampl"):
         initialize_(net, seed=0)
     assert torch.equal(net[0].weight, before)
+
+
+def test_lazy_layers_stay_lazy_unless_all_are_reached() -> None:
+    net = nn.ModuleDict({"used": nn.LazyLinear(4), "spare": nn.LazyLinear(4)})
+    with pytest.raises(RuntimeError, match=r"without a shape yet: 'spare'\."):
+        initialize_(net, seed=0, example_input=torch.ones(1, 3), forward=lambda m, x: m["used"](x))
+    assert type(net["used"]) is nn.LazyLinear
+
+
+def test_every_pass_gets_its_own_input() -> None:
+    net = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 4))
+    inputs = torch.randn(8, 4)
+    before = inputs.clone()
+    initialize_(net, "data_dependent", seed=0, example_input=inputs)
+    assert torch.equal(inputs, before)
 
 
 class Failing(nn.Module):
@@ -754,6 +826,45 @@ def test_parametrized_layers_are_reported_by_the_weight_they_compute_with() -> N
     twin = nn.Sequential(nn.Linear(100, 100), nn.ReLU(), nn.Linear(100, 10))
     initialize_(twin, seed=0, example_input=torch.ones(1, 100))
     torch.testing.assert_close(net[0].weight, twin[0].weight)
+
+
+@pytest.mark.parametrize("scheme", ["lsuv", init.orthogonal(gain=1.0), lambda *a: init.he()(*a)])
+def test_an_orthogonal_parametrization_is_drawn(scheme: Any) -> None:
+    net = nn.Sequential(parametrizations.orthogonal(nn.Linear(8, 8)), nn.Linear(8, 2))
+    before = net[0].weight.detach().clone()
+    initialize_(net, scheme, seed=0, example_input=torch.randn(16, 8))
+    assert not torch.allclose(net[0].weight, before, atol=0.01)
+    torch.testing.assert_close(net[0].weight @ net[0].weight.T, torch.eye(8))
+
+
+def test_a_parametrization_that_cannot_be_assigned_is_skipped() -> None:
+    impossible = parametrizations.orthogonal(
+        nn.Linear(4, 4), use_trivialization=False, orthogonal_map="matrix_exp"
+    )
+    net = nn.Sequential(nn.Linear(4, 4), impossible)
+    before = net[1].weight.detach().clone()
+    row = initialize_(net, "xavier", seed=0)["1.weight"]
+    assert (row.rule, row.note.partition(" to ")[0]) == (None, "It is not possible")
+    assert torch.equal(net[1].weight, before)
+
+
+def test_an_error_of_a_parametrization_leaves_the_module_as_it_was() -> None:
+    class Picky(nn.Module):
+        def forward(self, value: Tensor) -> Tensor:
+            return value
+
+        def right_inverse(self, value: Tensor) -> Tensor:
+            if value.std() > 0.1:
+                raise KeyError("value")
+            return value
+
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    nn.init.zeros_(net[1].weight)
+    nn.utils.parametrize.register_parametrization(net[1], "weight", Picky())
+    before = state(net)
+    with pytest.raises(KeyError):
+        initialize_(net, "xavier", seed=0)
+    assert_same_state(net, before)
 
 
 def test_deep_copies_get_the_same_values() -> None:

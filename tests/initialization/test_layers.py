@@ -204,3 +204,8 @@ def test_torch_draws_as_we_say_it_does(make: object) -> None:
             assert 0.7 * part.torch_bound < float(drawn.abs().max()) <= part.torch_bound, name
         elif isinstance(part, Fill) and "out_proj" not in name:
             assert (drawn == part.value).all() or not drawn.any(), name
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors:UserWarning")
+def test_a_convolution_without_inputs() -> None:
+    assert parts(nn.Conv2d(0, 2, 3))["weight"].weight.columns == 0

@@ -7,10 +7,26 @@ from collections import namedtuple
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
-from lightning_lth.initialization.passes import call, tensors_in, unchanged
+from lightning_lth.initialization.passes import call, random_states_kept, tensors_in, unchanged
 
 Pair = namedtuple("Pair", ["first", "second"])
+
+
+class Scaled(nn.Module):
+    """Keeps the scale of what it is set to in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.ones(()))
+
+    def forward(self, value: torch.Tensor) -> torch.Tensor:
+        return value * self.scale
+
+    def right_inverse(self, value: torch.Tensor) -> torch.Tensor:
+        self.scale = value.max() if value.max() > 5 else torch.ones(())
+        return value / self.scale
 
 
 def model() -> nn.Sequential:
@@ -93,3 +109,29 @@ def test_scripted_modules() -> None:
     with unchanged(net):
         net(torch.randn(8, 2))
     assert net.running_mean.tolist() == [0, 0]
+
+
+def test_buffers_behind_weights_stay_changed_with_the_parameters() -> None:
+    layer = nn.Linear(2, 2)
+    parametrize.register_parametrization(layer, "weight", Scaled())
+    with unchanged(layer):
+        layer.weight = torch.full((2, 2), 6.0)
+    assert layer.parametrizations.weight[0].scale.item() == 1
+    with unchanged(layer, parameters=True):
+        layer.weight = torch.full((2, 2), 6.0)
+    assert bool((layer.weight == 6).all())
+    with pytest.raises(KeyError), unchanged(layer, parameters=True):  # noqa: PT012
+        layer.weight = torch.full((2, 2), 9.0)
+        raise KeyError
+    assert bool((layer.weight == 6).all())
+
+
+def test_gpus_that_are_not_in_use_are_not_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine with a GPU that cannot be used: whoever starts it fails."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    state = torch.get_rng_state()
+    with random_states_kept():
+        torch.rand(1)
+    assert torch.equal(torch.get_rng_state(), state)

@@ -90,6 +90,8 @@ def test_the_rows_of_a_depthwise_convolution_are_he() -> None:
         ("linear", 1.0, math.exp(1 / 600)),
         ("tanh", 1.5925374, 1.15),
         ("gelu", 1.5335304, 1.5335304 * math.exp(1 / 600)),
+        ("relu", 3 * 1.4142136, 3 * math.sqrt(2) * math.exp(1.2 / (300 - 2.4))),  # behind a gate
+        ("tanh", 3 * 1.5925374, 3 * 1.15),
     ],
 )
 def test_random_walk(activation: str, gain: float, expected: float) -> None:

@@ -273,6 +273,16 @@ def test_dead_channels() -> None:
     assert report["1"].dead == 1 / 4
 
 
+@pytest.mark.parametrize("kind", [nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d])
+def test_dead_channels_without_a_batch(kind: Any) -> None:
+    conv = kind(4, 4, 1, bias=False)
+    nn.init.dirac_(conv.weight)  # the identity
+    sizes = [5] if kind is nn.Conv1d else [3, 5]
+    inputs = torch.ones(4, *sizes)
+    inputs[1] = -1
+    assert signal_propagation(nn.Sequential(conv, nn.ReLU()), inputs)["1"].dead == 1 / 4
+
+
 def test_units_of_sequences_are_in_the_last_dimension() -> None:
     weights = [[1.0], [-1.0], [2.0], [-2.0]]
     inputs = torch.ones(2, 3, 1)  # examples, positions, features
@@ -422,6 +432,13 @@ def test_large_jacobians_are_left_out() -> None:
     assert report["ReLU"].note == report.note == "the Jacobian of 2049 x 2049 is too large"
 
 
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors:UserWarning")
+def test_empty_jacobians_are_left_out() -> None:
+    module = Function(lambda self, x: self.inner(x[:, :0]), inner=nn.Linear(0, 2))
+    report = signal_propagation(module, torch.ones(1, 3), singular_values=True)
+    assert report["inner"].note == "the Jacobian of 2 x 0 is empty"
+
+
 def test_layers_that_have_no_jacobian_say_so() -> None:
     module = nn.Sequential(nn.Embedding(3, 2), nn.Linear(2, 2))
     report = signal_propagation(module, torch.tensor([0, 1]), singular_values=True)
@@ -517,6 +534,23 @@ def test_buffers_stay_and_training_mode_is_measured() -> None:
     assert module[0].num_batches_tracked == 0  # type: ignore[union-attr]
     report = signal_propagation(module.eval(), torch.tensor([[10.0], [30.0]]))
     assert report["0"].activation_std == pytest.approx(10, rel=1e-4)
+
+
+def test_modules_whose_hash_varies() -> None:
+    class Metric(nn.Linear):  # as in torchmetrics
+        calls = 0
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            self.calls += 1
+            return super().forward(inputs)
+
+        def __hash__(self) -> int:
+            return hash((id(self), self.calls))
+
+    metric = Metric(2, 2)
+    metric(torch.ones(1, 2))
+    net = Function(lambda self, x: self.metric(self.metric(x)), metric=metric)
+    assert names(signal_propagation(net, torch.ones(1, 2))) == ["metric", "metric (2)"]
 
 
 def test_the_copy_of_a_measured_module_still_works() -> None:

@@ -306,6 +306,21 @@ def test_pruned_weights_have_no_rate_but_keep_their_values() -> None:
     torch.testing.assert_close(module[4].weight, module[4].weight_orig * module[4].weight_mask)
 
 
+def test_weights_that_are_zero_have_no_rate() -> None:
+    module, batch = perceptron(), torch.randn(128, 6)
+    mask = torch.rand(24, 24) < 0.1
+    module[4].weight.data *= mask  # as of `initialize_(..., masks=...)`
+    twin = copy.deepcopy(module)
+    prune.custom_from_mask(twin[4], "weight", mask)
+    assert calibrate(module, batch) == calibrate(twin, batch)
+    torch.testing.assert_close(module[4].weight, twin[4].weight)
+
+
+@pytest.mark.parametrize("shape", [(6,), (1, 6)])
+def test_a_single_vector_says_nothing_about_units(shape: tuple[int, ...]) -> None:
+    assert calibrate(nn.Linear(6, 4), torch.randn(shape)) == {"": "output is constant"}
+
+
 def test_a_scale_that_is_normalized_away_takes_no_part() -> None:
     module, batch = perceptron(), torch.randn(128, 6)
     parametrizations.spectral_norm(module[2])

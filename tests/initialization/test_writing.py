@@ -11,6 +11,7 @@ from torch.nn import Module
 from torch.nn.utils import parametrizations, parametrize, prune
 
 from lightning_lth.initialization.writing import (
+    Refused,
     effective,
     own_parameters,
     pruning_masks,
@@ -54,6 +55,15 @@ def test_the_layer_computes_with_what_was_written(wrap: Callable[[Module], Modul
     assert [id(parameter) for parameter in layer.parameters()] == behind
 
 
+@pytest.mark.parametrize("wrap", [parametrizations.weight_norm, nn.utils.weight_norm])
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
+def test_weight_norm_takes_rows_of_zeros(wrap: Callable[[Module], Module]) -> None:
+    layer, values = wrap(plain()), VALUES.clone()
+    values[1] = 0
+    assert write_(layer, "weight", values) == ""
+    torch.testing.assert_close(effective(layer, "weight"), values)
+
+
 def test_pruned_weights_stay_pruned() -> None:
     layer = prune.l1_unstructured(plain(), "weight", amount=6)
     write_(layer, "weight", VALUES)
@@ -66,13 +76,15 @@ def test_pruned_weights_stay_pruned() -> None:
     assert torch.equal(masks["0.weight"], mask)
 
 
+@pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("wrap", [parametrizations.spectral_norm, nn.utils.spectral_norm])
 @pytest.mark.filterwarnings("ignore:`torch.nn.utils.spectral_norm` is deprecated:FutureWarning")
-def test_spectral_norm_keeps_directions_only(wrap: Callable[[Module], Module]) -> None:
-    layer = wrap(plain())
+def test_spectral_norm_keeps_directions_only(
+    wrap: Callable[[Module], Module], training: bool
+) -> None:
+    layer = wrap(plain()).train(training)
     assert "scale" in write_(layer, "weight", 5 * VALUES)
-    for _ in range(20):  # power iterations
-        layer(torch.ones(1, 4))
+    assert all(part.training == training for part in layer.modules())
     expected = VALUES / torch.linalg.svdvals(VALUES)[0]
     torch.testing.assert_close(effective(layer, "weight"), expected, rtol=1e-3, atol=1e-3)
 
@@ -95,6 +107,62 @@ class Noisy(Module):
 
     def right_inverse(self, value: torch.Tensor) -> torch.Tensor:
         return 2 * value + 1e-9 * torch.randn_like(value)
+
+
+class Exp(Module):
+    """Gives positive values only."""
+
+    def forward(self, value: torch.Tensor) -> torch.Tensor:
+        return value.exp()
+
+    def right_inverse(self, value: torch.Tensor) -> torch.Tensor:
+        return value.log()
+
+
+class Symmetric(Module):
+    def forward(self, value: torch.Tensor) -> torch.Tensor:
+        return value.triu() + value.triu(1).T
+
+    def right_inverse(self, value: torch.Tensor) -> torch.Tensor:
+        return value.triu()
+
+
+def parametrized(by: Module) -> Module:
+    layer = nn.Linear(4, 4)
+    with torch.no_grad():
+        layer.weight.fill_(0.5)
+    return parametrize.register_parametrization(layer, "weight", by)
+
+
+def exponential_map() -> Module:
+    return parametrizations.orthogonal(
+        nn.Linear(4, 4), orthogonal_map="matrix_exp", use_trivialization=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("layer", "values", "reason"),
+    [
+        (parametrized(Exp()), -torch.eye(4), "its parametrization cannot take the values"),
+        (exponential_map(), torch.eye(4), "It is not possible to assign"),
+        (parametrizations.spectral_norm(nn.Linear(4, 4)).eval(), torch.zeros(4, 4), "cannot take"),
+    ],
+)
+def test_what_a_parametrization_cannot_give_is_refused(
+    layer: Module, values: torch.Tensor, reason: str
+) -> None:
+    before = effective(layer, "weight").clone()
+    note = write_(layer, "weight", values)
+    assert isinstance(note, Refused)
+    assert reason in note
+    assert torch.equal(effective(layer, "weight"), before)
+
+
+def test_what_a_parametrization_changes_is_told() -> None:
+    layer = parametrized(Symmetric())
+    assert write_(layer, "weight", torch.ones(4, 4)) == ""
+    note = write_(layer, "weight", torch.arange(16.0).view(4, 4))
+    assert note == "its parametrization changes the values"
 
 
 def test_a_right_inverse_leaves_random_states_alone() -> None:
@@ -120,6 +188,9 @@ def test_what_is_left_alone_and_why() -> None:
 
     assert reason(plain()) is None
     assert reason(plain().requires_grad_(False)) == "frozen"
+    half = parametrizations.weight_norm(plain())
+    half.parametrizations.weight.original0.requires_grad_(False)
+    assert reason(half) == "partly frozen"
     quantized = plain()
     quantized.weight = nn.Parameter(torch.zeros(3, 4, dtype=torch.int8), requires_grad=False)
     assert reason(quantized) == "quantized: torch.int8"

@@ -268,15 +268,17 @@ def test_how_much_of_the_start_is_left() -> None:
     observer.release()
 
 
-def test_what_is_cumulative_holds_nothing_of_its_start() -> None:
+@pytest.mark.parametrize(("count", "text"), [(1, "1 batch,"), (3, "3 batches,")])
+def test_what_is_cumulative_holds_nothing_of_its_start(count: int, text: str) -> None:
     network = nn.Sequential(nn.BatchNorm1d(4, momentum=None))
     observer = LayerObserver(network)
-    for _ in range(3):
+    for _ in range(count):
         train(observer, network, inputs())
     numbers = evaluate(observer, network, inputs())
     (one,) = observer.diagnose(numbers, Thresholds())
-    assert "hold 0% of their initial values" in one.message
-    assert observer.layers()[0]["momentum_horizon"] == 3
+    assert f"after {text} when its running statistics are the mean of no more" in one.message
+    assert "momentum" not in one.message
+    assert observer.layers()[0]["momentum_horizon"] == count
     observer.release()
 
 

@@ -1,4 +1,5 @@
 import gc
+import operator
 import weakref
 
 import pytest
@@ -62,6 +63,7 @@ def test_dropout_before_has_only_what_drops():
         nn.ReLU(inplace=True),
         nn.ReLU6(),
         lambda values: functional.relu(input=values),
+        lambda values: torch.relu(values.contiguous()),
     ],
 )
 def test_relu_directly_behind(relu):
@@ -73,6 +75,8 @@ def test_relu_directly_behind(relu):
     "behind",
     [
         lambda values: torch.relu(values + 1),
+        lambda values: torch.relu(values.add_(1)),
+        lambda values: torch.relu(operator.iadd(values, 1)),
         functional.gelu,
         functional.hardtanh,
         lambda values: (values, torch.relu(torch.ones(2)))[0],

@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, Subset
+from torch.utils.data import (
+    BatchSampler,
+    ChainDataset,
+    ConcatDataset,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    StackDataset,
+    Subset,
+)
 
 from lightning_lth.learning_rate.batches import (
     check_rewindable,
@@ -49,6 +58,7 @@ class Augmented:
 
     def __init__(self) -> None:
         self.of_numpy = np.random.default_rng(0)
+        self.of_old_numpy = np.random.RandomState(0)
         self.of_python = random.Random(0)
         self.of_torch = torch.Generator().manual_seed(0)
 
@@ -56,7 +66,7 @@ class Augmented:
         return 2
 
     def __getitem__(self, index: int) -> float:
-        noise = self.of_numpy.random() + self.of_python.random()
+        noise = self.of_numpy.random() + self.of_old_numpy.rand() + self.of_python.random()
         return index + noise + torch.rand((), generator=self.of_torch).item()
 
 
@@ -103,6 +113,7 @@ def test_what_can_be_read_again(loader: object) -> None:
         (iter(DataLoader([1])), "`loader` is an iterator"),
         ((i for i in range(2)), "`loader` is an iterator: what the test reads would be missing"),
         (DataLoader(Stream()), "The Stream of `loader` is an iterator"),
+        (DataLoader(ChainDataset([Stream()])), "The Stream of `loader` is an iterator"),
         (DataLoader([1, 2], sampler=iter([0, 1])), "The list_iterator of `loader` is an iterator"),  # type: ignore[arg-type]
     ],
 )
@@ -129,14 +140,23 @@ def test_generators_of_loader_and_samplers() -> None:
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
-def test_a_loader_gives_the_same_batches_again(shuffle: bool) -> None:
-    data = Subset(Augmented(), [0, 1])  # type: ignore[arg-type]
-    loader = DataLoader(data, shuffle=shuffle, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda data: Subset(data, [0, 1]),
+        lambda data: ConcatDataset([data, data]),
+        lambda data: StackDataset(data),
+        lambda data: StackDataset(one=data),
+    ],
+)
+def test_a_loader_gives_the_same_batches_again(wrap: Any, shuffle: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    loader = DataLoader(wrap(Augmented()), shuffle=shuffle, generator=generator)
     batches, extra = endless(fresh(loader)), stateful_in(loader)
     with undone(nn.Linear(1, 1), generators=generators_in(loader), extra=extra):
-        inside = torch.cat([next(batches) for _ in range(5)])
+        inside = [next(batches) for _ in range(5)]
     batches = endless(loader)
-    assert torch.equal(torch.cat([next(batches) for _ in range(5)]), inside)
+    assert [next(batches) for _ in range(5)] == inside
 
 
 def test_a_stream_with_a_state_is_rewound() -> None:

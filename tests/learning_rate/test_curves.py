@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -92,13 +93,17 @@ def test_csv(tmp_path: Path) -> None:
 def test_csv_is_written_whole_or_not_at_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "curve.csv"
+    path = tmp_path / f"{'c' * 251}.csv"  # as long as a name may be
     path.write_text("old")
 
     def fail(*args: object, **kwargs: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(Path, "write_text", fail)
-    with pytest.raises(OSError, match="disk full"):
-        Curve("lr", (0.1,), (3.0,)).to_csv(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        with pytest.raises(OSError, match="disk full"):
+            Curve("lr", (0.1,), (3.0,)).to_csv(path)
     assert path.read_text() == "old"
+    Curve("lr", (0.1,), (3.0,)).to_csv(path)
+    assert path.read_text() == "lr,loss,smoothed_loss\n0.1,3.0,3.0\n"
+    assert list(tmp_path.iterdir()) == [path]

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_lth.learning_rate.sweep import Divergence, ladder, restarting_sweep, sweep
+from lightning_lth.learning_rate.sweep import DivergenceDetector, ladder, restarting_sweep, sweep
 
 
 def replay(losses: Iterable[float]) -> Callable[[float], float]:
@@ -132,7 +132,7 @@ def test_a_lowest_of_almost_0_is_measured_by_the_fall() -> None:
 @pytest.mark.parametrize("factor", [1.0, 0.0, -4.0, math.nan])
 def test_the_factor_is_over_1(factor: float) -> None:
     with pytest.raises(ValueError, match="`diverge_factor` must be over 1, got"):
-        Divergence(factor)
+        DivergenceDetector(factor)
 
 
 def test_smoothing_is_checked_before_the_first_step() -> None:

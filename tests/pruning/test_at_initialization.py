@@ -377,6 +377,13 @@ def test_density_out_of_range_is_refused(density):
         synflow(mlp(3, 2), torch.zeros(1, 3), density)
 
 
+def test_a_density_that_leaves_no_weight_is_refused():
+    with pytest.raises(
+        ValueError, match=r"`density` must leave a weight, got 0\.05 of 6 weights\."
+    ):
+        synflow(mlp(3, 2), torch.zeros(1, 3), 0.05)  # 0.3
+
+
 def test_bad_iterations_and_examples_are_refused():
     with pytest.raises(ValueError, match=r"`iterations` must be at least 1, got 0\."):
         synflow(mlp(3, 2), torch.zeros(1, 3), 0.5, iterations=0)

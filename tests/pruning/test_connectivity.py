@@ -94,6 +94,15 @@ def test_ends_of_the_line_are_the_networks():
     assert torch.equal(interpolate(first, second, 0.0)["a"], second["a"])
 
 
+@pytest.mark.parametrize("alpha", [0, 0.5, 1])
+def test_infinities_that_both_have_are_no_distance(alpha):
+    first, second = network(mask=[0.0, -math.inf], a=[3.0]), network(mask=[0.0, -math.inf], a=[0.0])
+    assert l2_distance(first, second) == 3
+    middle = interpolate(first, second, alpha)
+    assert middle["mask"].tolist() == [0, -math.inf]
+    assert middle["a"].item() == 3 * alpha
+
+
 def test_interpolation_leaves_the_networks_alone():
     first, second = network(a=[1.0], steps=3), network(a=[2.0], steps=4)
     for alpha in (0.0, 0.5, 1.0):

@@ -77,6 +77,12 @@ def test_signs_are_kept_and_magnitudes_are_fresh():
     assert fresh["bias"].tolist() == [-1.0]
 
 
+def test_signs_of_another_shape_are_refused():
+    fresh, initial = {"w": torch.ones(2, 3)}, {"w": torch.ones(3)}
+    with pytest.raises(ValueError, match=r"'w' must have one shape .* got \(2, 3\) and \(3,\)\."):
+        keep_signs(fresh, initial, ["w"])
+
+
 def test_dtypes_of_fresh_weights_are_kept():
     fresh, initial = {"w": torch.ones(1, dtype=torch.bfloat16)}, {"w": torch.tensor([-2.0])}
     assert keep_signs(fresh, initial, ["w"])["w"].dtype == torch.bfloat16

@@ -169,6 +169,31 @@ def test_new_masks_replace_the_old_ones_and_release_lets_all_weights_train() -> 
     assert not (module.weight == 0).any()
 
 
+@pytest.mark.parametrize("name", ["Adam", "AdamW amsgrad", "NAdam", "RAdam", "RMSprop", "Adagrad"])
+@pytest.mark.parametrize("is_released", [True, False])
+def test_weights_that_are_let_in_again_find_no_second_moment(name: str, is_released: bool) -> None:
+    module = layer()
+    optimizer = OPTIMIZERS[name](list(module.parameters()))
+    keeper = MaskKeeper({"weight": module.weight}, [optimizer])
+    keeper.hold_(Masks({"weight": MASK}))
+    train(module, optimizer, 3, mask=None)
+    if is_released:
+        keeper.release()
+    else:
+        keeper.hold_(Masks({"weight": torch.ones_like(MASK)}))
+    state = [value for value in optimizer.state[module.weight].values() if value.dim() == 2]
+    assert all(torch.equal(value[MASK == 0], torch.zeros(3)) for value in state)
+
+
+def test_infinite_optimizer_state_of_pruned_weights_is_cleared() -> None:
+    module = layer()
+    optimizer = OPTIMIZERS["SGD"]([module.weight])
+    train(module, optimizer, 1, mask=None)
+    momentum = optimizer.state[module.weight]["momentum_buffer"].fill_(torch.inf)
+    MaskKeeper({"weight": module.weight}, [optimizer]).hold_(Masks({"weight": MASK}))
+    assert torch.equal(momentum[MASK == 0], torch.zeros(3))
+
+
 def test_masks_that_fit_no_parameter_are_refused_and_nothing_changes() -> None:
     module = layer()
     before = module.weight.detach().clone()

@@ -159,6 +159,14 @@ def test_no_selection_from_a_part_of_the_candidates():
         assert sifting.drop_smallest(parts, **arguments) is None
 
 
+def test_what_is_full_stays_full_when_a_thread_loses_a_subtraction():
+    sieve = sifting._Sieve([Part("w", torch.zeros(10).__getitem__, torch.ones(10) > 0)], (0.0, 0.0))
+    sieve.room = 9
+    sieve.run()
+    sieve.room = 1
+    assert sieve.is_full
+
+
 def test_a_bracket_beside_the_threshold_is_noticed():
     values = torch.arange(1000.0)
     parts = [Part("w", values.__getitem__, torch.ones(1000, dtype=torch.bool))]
@@ -167,6 +175,11 @@ def test_a_bracket_beside_the_threshold_is_noticed():
         assert missed is None
     (kept,) = sifting.drop_smallest(parts, count=100, num_survivors=1000, bracket=(99.0, 99.0))
     assert torch.equal(kept, values > 99)
+
+
+def test_masks_are_where_the_scores_are_also_if_nothing_falls():
+    ranking = Ranking(Scores.of({"w": torch.ones(2, device="meta")}), {"w": torch.ones(2) > 0})
+    assert ranking.without_smallest(0)["w"].device.type == "meta"
 
 
 def test_ties_fall_in_the_order_of_masks_then_of_positions():

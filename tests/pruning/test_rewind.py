@@ -83,7 +83,7 @@ def test_restoring_replays_training_bit_for_bit(
 ) -> None:
     run = Run(OPTIMIZERS[name])
     run.train(steps_before)
-    point = RewindPoint.capture(*run.parts(), rng=True)
+    point, random_state = RewindPoint.capture(*run.parts()), torch.get_rng_state()
     if through_file:
         torch.save(point.state_dict(), tmp_path / "point.pt")
         point = RewindPoint.from_state_dict(torch.load(tmp_path / "point.pt", weights_only=True))
@@ -91,6 +91,7 @@ def test_restoring_replays_training_bit_for_bit(
     first_rate = run.optimizer.param_groups[0]["lr"]
     for _ in range(2):  # twice: the first must not have changed the point
         point.restore_(*run.parts())
+        torch.set_rng_state(random_state)
         again = run.train(10)
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
         assert run.optimizer.param_groups[0]["lr"] == first_rate
@@ -135,6 +136,41 @@ def test_weights_that_were_frozen_are_frozen_again_and_their_groups_leave_the_op
     point.restore_(network, [optimizer])
     assert [p.requires_grad for p in body.parameters()] == [False, False]
     assert len(optimizer.param_groups) == 1
+
+
+def test_a_rate_that_is_a_tensor_stays_the_same_object() -> None:
+    layer = nn.Linear(2, 1)
+    optimizer = optim.Adam(layer.parameters(), lr=torch.tensor(0.5), capturable=True)
+    point, rate = RewindPoint.capture(layer, [optimizer]), optimizer.param_groups[0]["lr"]
+    for restore in (
+        lambda: point.restore_(layer, [optimizer]),
+        lambda: point.restore_schedule_([optimizer], []),
+    ):
+        rate.fill_(0.25)
+        restore()
+        assert optimizer.param_groups[0]["lr"] is rate
+        assert rate.item() == 0.5
+
+
+def test_expanded_buffers_stay_as_they_are() -> None:
+    layer = nn.Linear(2, 1)
+    layer.register_buffer("scale", torch.tensor([3.0]).expand(2))
+    point, before = RewindPoint.capture(layer), layer.weight.detach().clone()
+    layer.weight.data.zero_()
+    point.restore_(layer)
+    assert torch.equal(layer.weight, before)
+    assert layer.scale.tolist() == [3, 3]
+
+
+def test_other_parameter_groups_are_refused_before_anything_changes() -> None:
+    layer = nn.Linear(2, 1)
+    groups = [{"params": [layer.weight]}, {"params": [layer.bias]}]
+    point = RewindPoint.capture(layer, [optim.SGD(groups, lr=0.1)])
+    before = layer.weight.data.zero_().clone()
+    for others, got in ((groups[:1], r"\[1\]"), ([{"params": [*layer.parameters()]}], r"\[2\]")):
+        with pytest.raises(ValueError, match=rf"SGD with \[1, 1\] parameters .* one with {got}\."):
+            point.restore_(layer, [optim.SGD(others, lr=0.1)])
+    assert torch.equal(layer.weight, before)
 
 
 def test_another_module_is_refused_before_anything_changes() -> None:

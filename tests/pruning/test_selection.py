@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from lightning_lth.pruning import scoring
 from lightning_lth.pruning.masks import Masks
 from lightning_lth.pruning.scoring import Scores
-from lightning_lth.pruning.selection import emptied, keep, num_pruned, prune
+from lightning_lth.pruning.selection import check_fractions, emptied, keep, num_pruned, prune
 
 LENET = {"fc1": 784 * 300, "fc2": 300 * 100, "output": 100 * 10}  # 266,200 weights
 CONV_2 = {
@@ -262,3 +262,7 @@ def test_keep_refuses_numbers_and_masks_that_do_not_fit():
             keep(scores, masks, num_remaining=count)
     with pytest.raises(ValueError, match=r"same names, got \['w'\] and \['v'\]"):
         keep(scores, Masks({"v": torch.ones(3)}), num_remaining=1)
+
+
+def test_names_may_be_an_iterator():
+    check_fractions({"a": 0.1, "b": 0.2}, iter(["a", "b"]))

@@ -541,6 +541,18 @@ def test_buffers_that_are_not_persistent_are_optional(is_in_ticket: bool) -> Non
     assert layer.cache.item() == (8.0 if is_in_ticket else 3.0)
 
 
+def test_expanded_buffers_stay_as_they_are_and_may_not_change() -> None:
+    layer = nn.Linear(2, 1, bias=False)
+    layer.register_buffer("scale", torch.tensor([3.0]).expand(2))
+    weights = {"weight": torch.ones(1, 2), "scale": torch.tensor([3.0, 3.0])}
+    assert Ticket(Masks({}), weights, round=0, step=0).apply_(layer).is_exact
+    assert layer.weight.tolist() == [[1, 1]]
+    weights = {"weight": torch.zeros(1, 2), "scale": torch.tensor([3.0, 4.0])}
+    with pytest.raises(ValueError, match=r"'scale' has other values .* by its `clone\(\)` first"):
+        Ticket(Masks({}), weights, round=0, step=0).apply_(layer)
+    assert layer.weight.tolist() == [[1, 1]]
+
+
 def test_values_are_cast_to_the_modules_dtypes() -> None:
     net = Net().to(torch.bfloat16)
     net_ticket().apply_(net)

@@ -25,6 +25,7 @@ class Module(nn.Module):
         self.register_buffer("hidden", torch.arange(3), persistent=False)
         self.register_buffer("mask", torch.tensor([True, False]))
         self.register_buffer("empty", torch.zeros(0))
+        self.register_buffer("expanded", torch.ones(1).expand(3))
         self.turned = nn.Parameter(torch.randn(2, 3).t())  # not contiguous
 
 
@@ -35,7 +36,9 @@ def tensors(module: nn.Module) -> dict[str, torch.Tensor]:
 
 def disturb(module: nn.Module) -> None:
     with torch.no_grad():
-        for value in [*module.parameters(), *module.buffers()]:
+        for name, value in [*module.named_parameters(), *module.named_buffers()]:
+            if name == "expanded":
+                continue  # torch refuses to write into it
             value.copy_(value.logical_not() if value.dtype == torch.bool else value + 1)
 
 

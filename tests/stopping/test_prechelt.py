@@ -224,7 +224,8 @@ def test_without_training_loss(criterion: Criterion) -> None:
             lambda: SuccessiveRises(2, mode="up"),
             r"`mode` must be one of \['min', 'max'\], got 'up'",
         ),
-        (lambda: NoProgress(-0.1), r"`threshold` must be at least 0, got -0\.1\."),
+        (lambda: NoProgress(-0.1), r"`threshold` must be above 0, got -0\.1\."),
+        (lambda: NoProgress(0), r"`threshold` must be above 0, got 0\."),
         (lambda: NoProgress(strip=1), r"`strip` must be an integer of at least 2, got 1\."),
     ],
 )
@@ -298,5 +299,5 @@ def test_against_a_naive_implementation(
         "GL": stop_index(GeneralizationLoss(alpha), validations),
         "PQ": stop_index(ProgressQuotient(alpha / 10, strip=strip), validations),
         "UP": stop_index(SuccessiveRises(rises, strip=strip), validations),
-        "P": stop_index(NoProgress(alpha, strip=strip), validations),
+        "P": stop_index(NoProgress(alpha, strip=strip), validations) if alpha else None,
     }

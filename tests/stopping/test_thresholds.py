@@ -72,10 +72,18 @@ def test_the_reason_of_values_that_are_not_finite() -> None:
 def test_metrics_of_their_own() -> None:
     validations = record([3, 2, 1], accuracy=[0.5, 0.9, 0.95], other=[1, math.nan, 1])
     assert stop_index(Target(0.8, "accuracy", "max"), validations) == 1
-    assert stop_index(Target(0.8, "accuracy"), validations) == 0  # small values are good
+    assert stop_index(Target(0.8, "accuracy", "min"), validations) == 0
     assert stop_index(Divergence(0.6, "accuracy", "max"), validations) == 0
-    assert stop_index(Divergence(0.92, "accuracy"), validations) == 2
+    assert stop_index(Divergence(0.92, "accuracy", "min"), validations) == 2
+    assert stop_index(Target(2.5, "loss"), validations) == 1  # that of the callback, by its name
     assert stop_index(NotFinite("other"), validations) == 1
+
+
+@pytest.mark.parametrize("criterion", [Target(0.9, "top5"), Divergence(0.9, "top5")])
+def test_the_mode_of_another_metric_is_not_guessed(criterion: Criterion) -> None:
+    message = r"`mode` must be given with `monitor='top5'`, as the callback monitors 'loss': 'min' "
+    with pytest.raises(ValueError, match=message):
+        criterion(record([0.5], mode="max", top5=[0.5]))
 
 
 @pytest.mark.parametrize("kind", [Target, Divergence])

@@ -69,6 +69,13 @@ def test_rows_are_flat() -> None:
     ]
 
 
+def test_metrics_do_not_overwrite_the_columns_of_the_record() -> None:
+    validations = Validations("loss", "min", [Validation(3, 1, 2.0, metrics={"step": 0.5})])
+    assert validations.rows() == [
+        {"step": 3, "epoch": 1, "value": 2.0, "train_loss": None, "metric/step": 0.5}
+    ]
+
+
 def test_the_state_is_plain_and_comes_back() -> None:
     validations = record([3.0, 1.0, 2.0], mode="max", train=[None, 2.5, 2.0], f1=[0.1, 0.7, 0.5])
     state = json.loads(json.dumps(validations.state_dict()))
