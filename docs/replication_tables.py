@@ -30,16 +30,17 @@ COLUMNS = {
 
 
 def copy_results(folder: Path) -> None:
-    """Keep the table of trainings, the config and two figures of a study beside the page."""
+    """Keep the table of trainings, the config and the figures that the page shows beside it."""
     report = conclude(folder).report.parent
     target = DATA / folder.name
     target.mkdir(parents=True, exist_ok=True)
     shutil.copy(folder / "rounds.csv", target)
     shutil.copy(folder / "study.yaml", target)
+    shown = (PAGES / "replication.md").read_text()
     for measure in FIGURES:
-        shutil.copy(
-            report / "figures" / f"{measure}.svg", PAGES / "images" / f"{folder.name}_{measure}.svg"
-        )
+        name = f"{folder.name}_{measure}.svg"
+        if f"(images/{name})" in shown:
+            shutil.copy(report / "figures" / f"{measure}.svg", PAGES / "images" / name)
 
 
 def page() -> str:
