@@ -39,8 +39,8 @@ def seconds(num_jobs: int, num_steps: int, data: dict[str, Any]) -> float:
             "accelerator": "cpu",
             "max_steps": num_steps,
             "val_check_interval": min(100, num_steps),
-        }
-        | {"check_val_every_n_epoch": None},
+            "check_val_every_n_epoch": None,
+        },
         pruning={"rounds": 1, "fraction": 0.2, "scope": "layer"},
         arms={"winning_ticket": {"class_path": "IterativePruning"}},
         claims=[],

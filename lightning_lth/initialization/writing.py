@@ -154,7 +154,7 @@ def write_(layer: Module, attribute: str, values: Tensor) -> str:
     restore_ = saved_weights(layer)
     try:
         note = _write_behind_(layer, attribute, values)
-    except NotImplementedError as error:
+    except NotImplementedError as error:  # as right inverses of torch's orthogonal may say
         restore_()
         return Refused(error)
     if bool(effective(layer, attribute).isfinite().all()):
