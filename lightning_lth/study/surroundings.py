@@ -8,6 +8,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from multiprocessing import parent_process
 from typing import final
 
 import torch
@@ -18,20 +19,25 @@ from typing_extensions import override
 
 @contextmanager
 def ended_with(parent: int) -> Iterator[None]:
-    """End this process when the parent does; nothing happens if it is not the parent.
+    """End this process when the parent does; nothing happens if it was not started by the parent.
 
     The workers of a killed study would go on otherwise, and write where the next one does.
     """
-    if os.getppid() != parent:
+    started_by = parent_process()
+    if started_by is None or started_by.pid != parent:
         yield
         return
     is_over = threading.Event()
 
+    def end_if_alone() -> None:
+        if os.getppid() != parent:
+            os._exit(1)
+
     def watch() -> None:
         while not is_over.wait(1.0):
-            if os.getppid() != parent:
-                os._exit(1)
+            end_if_alone()
 
+    end_if_alone()  # a worker takes seconds to start, in which the study may have been killed
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try:
