@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import Module
@@ -173,9 +175,14 @@ def _restore_buffers_(layer: Module, before: dict[str, Tensor]) -> None:
 
 @contextlib.contextmanager
 def random_states_kept() -> Iterator[None]:
-    """Afterwards torch's global generators are as before, on the CPU and on every GPU in use."""
-    with torch.random.fork_rng(devices=cuda_devices()):
-        yield
+    """Afterwards the global generators of torch, GPUs in use, NumPy and Python are as before."""
+    of_python, of_numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=cuda_devices()):
+            yield
+    finally:
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)
 
 
 def cuda_devices() -> range:
