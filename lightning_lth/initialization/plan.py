@@ -133,7 +133,8 @@ class Plan:
 
     def _fill(self, target: Target, part: Fill) -> Decision:
         shape = tuple(effective(target.layer, target.attribute).shape)
-        if isinstance(self.rule, rules.TorchDefault) and part.torch_bound:
+        is_at_zero = f"{target.layer_name}.weight" in self.zeroed
+        if isinstance(self.rule, rules.TorchDefault) and part.torch_bound and not is_at_zero:
             weight = Weight(1, 1, math.prod(shape), 1.0, 1.0, torch_std=part.torch_bound / 3**0.5)
             generator = generator_for(self.seed, target.name)
             return Decision(str(self.rule), lambda: self.rule(weight, generator).reshape(shape))

@@ -497,6 +497,9 @@ def test_fixup_logits_are_zero_and_the_loss_is_the_log_of_the_classes() -> None:
     assert rms(net[4].first.weight) == pytest.approx(math.sqrt(2 / 64) / 3, rel=0.05)
     assert not net[4].second.weight.any()
     assert report["4.second.weight"].note == "end of a residual branch"
+    initialize_(net, init.fixup(init.torch_default()), seed=0, example_input=inputs)
+    assert not net(inputs).any()  # torch draws biases as well, but not there
+    assert net[4].first.bias.any()
 
 
 def test_overrides_are_not_scaled_by_fixup() -> None:
@@ -524,8 +527,9 @@ def test_branch_ends_that_cannot_be_zero_are_named(scheme: str) -> None:
 def test_branch_ends_start_at_zero_if_asked(norm: bool) -> None:
     net = residual(blocks=3, norm=norm)
     inputs = torch.rand(16, 64)
-    initialize_(net, seed=0, example_input=inputs, zero_branch_ends=True)
-    torch.testing.assert_close(net[:3](inputs), inputs)  # every block is the identity
+    for scheme in ("torch_default", "auto"):
+        initialize_(net, scheme, seed=0, example_input=inputs, zero_branch_ends=True)
+        torch.testing.assert_close(net[:3](inputs), inputs)  # every block is the identity
     assert bool(net[1].second.weight.any()) == norm
     initialize_(net, seed=0, example_input=inputs)
     assert net[1].second.weight.any()
