@@ -129,7 +129,10 @@ class Initializer(Callback):
         example = self.example_input
         if example is None:
             example = pl_module.example_input_array
-        return None if example is None else trainer.strategy.batch_to_device(example)
+        if example is None:
+            return None
+        example = trainer.precision_plugin.convert_input(example)
+        return trainer.strategy.batch_to_device(example)
 
     def _initialize(
         self, trainer: Trainer, module: LightningModule, example: Any, run: Run | None

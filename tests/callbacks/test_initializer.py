@@ -232,11 +232,12 @@ def test_a_stream_is_not_used_up() -> None:
     assert module.trainer.global_step == 6
 
 
-def test_a_stream_with_an_example() -> None:
-    class Described(Classifier):
-        def forward(self, inputs: Tensor) -> Tensor:
-            return self.net(inputs)
+class Described(Classifier):
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.net(inputs)
 
+
+def test_a_stream_with_an_example() -> None:
     given, described = Initializer(seed=0, example_input=torch.ones(1, 6)), Initializer(seed=0)
     start(Described(), given, train=DataLoader(Stream(), batch_size=8))
     module = Described()
@@ -404,10 +405,11 @@ def test_an_orthogonal_parametrization_is_drawn() -> None:
     assert not torch.allclose(*drawn, atol=0.01)
 
 
-def test_half_precision_and_autocast() -> None:
-    for precision in ("bf16-mixed", "bf16-true"):
-        initializer = Initializer("lsuv", seed=0)
-        start(Classifier(), initializer, precision=precision)
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+def test_precision_of_the_trainer(precision: Any) -> None:
+    for example in (None, torch.randn(8, 6)):
+        initializer = Initializer("lsuv", seed=0, example_input=example)
+        start(Described(), initializer, precision=precision)
         assert initializer.report["net.0.weight"].rule == "lsuv of orthogonal"
 
 
