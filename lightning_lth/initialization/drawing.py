@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass, field
+from numbers import Real
 from types import FunctionType
 from typing import Literal, Protocol, final, runtime_checkable
 
@@ -127,10 +128,25 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"`{name}` must be one of {listed}, got {value!r}.")
 
 
-def check_scale(name: str, value: float) -> None:
+def check_number(name: str, value: object) -> None:
+    """Refuse what is no finite number."""
+    if not (isinstance(value, Real) and math.isfinite(value)):
+        raise ValueError(f"`{name}` must be a finite number, got {value!r}.")
+
+
+def check_scale(name: str, value: object) -> None:
     """Refuse what cannot be a standard deviation or a gain."""
-    if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"`{name}` must be a finite number of at least 0, got {value}.")
+    if not (isinstance(value, Real) and math.isfinite(value) and float(value) >= 0):
+        raise ValueError(f"`{name}` must be a finite number of at least 0, got {value!r}.")
+
+
+def check_rule(name: str, value: object) -> None:
+    """Refuse what cannot draw values."""
+    if not is_rule(value):
+        raise TypeError(
+            f"`{name}` must be a rule, got {value!r}. "
+            f"Functions of lightning_lth.initialization make them, such as `he()` and `zeros()`."
+        )
 
 
 def is_rule(value: object) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 
@@ -60,6 +61,7 @@ def gain(activation: str) -> float:
 
     Raises:
         ValueError: If there is no such nonlinearity.
+        TypeError: If it is no name.
 
     Examples:
         >>> gain("gelu")
@@ -73,6 +75,8 @@ def gain(activation: str) -> float:
         layer magnifies what error there is. Use it in shallow or normalized networks, LSUV in
         others.
     """
+    if not isinstance(activation, str):
+        raise TypeError(f"`activation` must be a name, such as 'relu', got {activation!r}.")
     if activation in _GAINS:
         return _GAINS[activation]
     if is_gate(activation):
@@ -80,8 +84,9 @@ def gain(activation: str) -> float:
         return 1.0
     name, _, rest = activation.partition("(")
     if name in _PARAMETRIC and rest.endswith(")"):
-        arguments = [float(number) for number in rest[:-1].split(",")]
-        return measured_gain(lambda inputs: _PARAMETRIC[name](inputs, *arguments))
+        with contextlib.suppress(TypeError, ValueError):  # not numbers, or too many
+            arguments = [float(number) for number in rest[:-1].split(",")]
+            return measured_gain(lambda inputs: _PARAMETRIC[name](inputs, *arguments))
     raise ValueError(
         f"No gain is known for {activation!r}. Known: {', '.join(_GAINS)}; with parameters: "
         f"{', '.join(_PARAMETRIC)}. For a function of your own, see `measured_gain`."

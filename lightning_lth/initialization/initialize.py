@@ -13,11 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils import parametrize
 
 from lightning_lth.initialization.activations import Branch, DataFlow, data_flow
-from lightning_lth.initialization.advice import (
-    warn_of_assumptions,
-    warn_of_missing_ends,
-    warn_of_unknown_layers,
-)
+from lightning_lth.initialization.advice import warn_of_plan, warn_of_refused_weights
 from lightning_lth.initialization.data_driven import use_data_
 from lightning_lth.initialization.drawing import Rule
 from lightning_lth.initialization.lazy import lazy_layers, materialize_
@@ -111,20 +107,17 @@ def initialize_(
     flow = data_flow(module, lambda: run(module)) if run is not None else None
     zeroed, factors = _branch_ends(chosen, flow, zero_branch_ends=zero_branch_ends)
     plan = Plan(base_rule(chosen), own_rules, flow, masks, seed, zeroed, factors)
-    decisions = [plan.decide(target) for target in found]
-    warn_of_assumptions(found, decisions, has_example=flow is not None)
-    warn_of_unknown_layers(found, decisions)
-    warn_of_missing_ends(found, decisions, zeroed)
+    pairs = [(target, plan.decide(target)) for target in found]
+    warn_of_plan(plan, pairs)
     is_risky = _may_fail(chosen, own_rules, found)
     with unchanged(module, parameters=True) if is_risky else contextlib.nullcontext():
-        _write_all_(found, decisions)
+        _write_all_(pairs)
+        warn_of_refused_weights(pairs)
         if run is not None and isinstance(chosen, (LSUV, DataDependent)):
-            drawn = list(zip(found, decisions, strict=True))
-            use_data_(module, lambda: run(module), chosen, drawn, seed)
+            use_data_(module, lambda: run(module), chosen, pairs, seed)
     if reset_running_stats:
         _reset_running_stats_(module)
-    rows = map(_row, found, decisions)
-    return InitializationReport(tuple(rows), seed)
+    return InitializationReport(tuple(_row(*pair) for pair in pairs), seed)
 
 
 def _may_fail(scheme: Scheme, overrides: Overrides, found: list[Target]) -> bool:
@@ -229,8 +222,8 @@ def _fixup_factors(branches: tuple[Branch, ...]) -> dict[str, float]:
     return factors
 
 
-def _write_all_(found: list[Target], decisions: list[Decision]) -> None:
-    for target, decision in zip(found, decisions, strict=True):
+def _write_all_(pairs: list[tuple[Target, Decision]]) -> None:
+    for target, decision in pairs:
         decision.std_before = decision.std_after = target.std()
         if decision.values is not None:
             note = write_(target.layer, target.attribute, decision.values())

@@ -9,7 +9,7 @@ from typing import Any, final
 
 from torch.nn import Module
 
-from lightning_lth.initialization.drawing import Rule, is_rule
+from lightning_lth.initialization.drawing import Rule, check_rule
 
 
 @final
@@ -43,23 +43,27 @@ class Overrides:
             is_weight: Otherwise (biases, normalization) only patterns that end in the parameter's
                 own name match, such as ``"*.bias"``.
         """
-        for key, rule in self.rules.items():
-            if _matches(key, name, layer, is_weight=is_weight):
-                return rule
-        return None
+        key = self.key(name, layer, is_weight=is_weight)
+        return None if key is None else self.rules[key]
+
+    def key(self, name: str, layer: Module, *, is_weight: bool) -> str | type[Module] | None:
+        """The key whose rule a parameter gets; arguments as for :meth:`rule`."""
+        matching = (key for key in self.rules if _matches(key, name, layer, is_weight=is_weight))
+        return next(matching, None)
 
     def check_all_match(
         self, parameters: Mapping[str, tuple[Module, bool]], tied: Mapping[str, str]
     ) -> None:
-        """Refuse keys that match nothing, or nothing that is drawn.
+        """Refuse keys that match nothing, nothing that is drawn, or nothing that is left for them.
 
         Args:
             parameters: Name to its layer and whether it is a weight.
             tied: Names of parameters to those that are drawn in their place.
 
         Raises:
-            ValueError: If a key matches no parameter, or only tied ones.
+            ValueError: If a key matches no parameter, only tied ones, or only what earlier keys do.
         """
+        claimed: set[str] = set()
         for key in self.rules:
             matching = [
                 name
@@ -67,9 +71,15 @@ class Overrides:
                 if _matches(key, name, layer, is_weight=is_weight)
             ]
             if not matching:
-                raise ValueError(_no_match(key, list(parameters)))
+                raise ValueError(_no_match(key, parameters))
             if all(name in tied for name in matching):
                 raise ValueError(_only_tied(key, matching[0], tied[matching[0]]))
+            if claimed.issuperset(matching):
+                raise ValueError(
+                    f"{shown(key)} in `overrides` never counts, as earlier keys match all that it "
+                    f"does, and the first that matches counts. Put it before them."
+                )
+            claimed.update(matching)
 
 
 def _matches(key: str | type[Module], name: str, layer: Module, *, is_weight: bool) -> bool:
@@ -81,30 +91,45 @@ def _matches(key: str | type[Module], name: str, layer: Module, *, is_weight: bo
     return fnmatchcase(name, key) or fnmatchcase(layer_name, key)
 
 
+def shown(key: str | type[Module]) -> str:
+    """A key in messages.
+
+    Examples:
+        >>> shown("*.weight"), shown(Module)
+        ("'*.weight'", 'Module')
+    """
+    return repr(key) if isinstance(key, str) else key.__name__
+
+
 def _check(key: Any, rule: Any) -> None:
     if not isinstance(key, str) and not (isinstance(key, type) and issubclass(key, Module)):
         raise TypeError(
             f"`overrides` maps name patterns or types of layers to rules, got the key {key!r}."
         )
-    if not is_rule(rule):
-        raise TypeError(
-            f"`overrides[{key!r}]` must be a rule, got {rule!r}. "
-            f"Functions of lightning_lth.initialization make them, such as `he()` and `zeros()`."
-        )
+    check_rule(f"overrides[{key!r}]", rule)
 
 
 def _only_tied(key: str | type[Module], name: str, owner: str) -> str:
-    shown = repr(key) if isinstance(key, str) else key.__name__
     return (
-        f"{shown} in `overrides` matches only {name!r}, which is tied to {owner!r} and drawn "
+        f"{shown(key)} in `overrides` matches only {name!r}, which is tied to {owner!r} and drawn "
         f"under that name. Use {owner!r} as the key."
     )
 
 
-def _no_match(key: str | type[Module], names: list[str]) -> str:
+def _no_match(key: str | type[Module], parameters: Mapping[str, tuple[Module, bool]]) -> str:
+    near = [n for n, (layer, _) in parameters.items() if _matches(key, n, layer, is_weight=True)]
+    if near:
+        return (
+            f"{shown(key)} in `overrides` matches no weight, and biases and normalization are "
+            f"meant only by patterns that end in their name, such as {near[0]!r}."
+        )
     if not isinstance(key, str):
-        return f"No layer is a {key.__name__}, as `overrides` says."
-    close = difflib.get_close_matches(key, names, n=1)
+        types = dict.fromkeys(type(layer).__name__ for layer, _ in parameters.values())
+        return (
+            f"No layer is a {key.__name__}, as `overrides` says. Types with parameters: "
+            f"{', '.join(types) or 'none'}."
+        )
+    close = difflib.get_close_matches(key, parameters, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
-    listed = ", ".join(map(repr, names)) or "none, the module has no parameters"
+    listed = ", ".join(map(repr, parameters)) or "none, the module has no parameters"
     return f"No parameter matches {key!r} in `overrides`.{hint} Parameters: {listed}."

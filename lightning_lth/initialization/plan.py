@@ -20,6 +20,7 @@ from lightning_lth.initialization.targets import Target
 from lightning_lth.initialization.writing import effective, reason_to_skip
 
 ASSUMED = "relu"
+NO_RULE = "no rule for this type; name one in `overrides`"
 
 
 @final
@@ -100,7 +101,7 @@ class Plan:
             return self._fill(target, part)
         if isinstance(part, Keep):
             return _skip(part.reason)
-        return _skip("no rule for this type; name one in `overrides`")
+        return _skip(NO_RULE)
 
     def _draw(self, target: Target, maps: Maps, rule: Rule, *, factor: float) -> Decision:
         weight, is_assumed = self._with_activation(target, maps.weight, rule)

@@ -15,6 +15,7 @@ from lightning_lth.initialization.drawing import (
     Fan,
     Weight,
     check_choice,
+    check_number,
     check_scale,
     draw,
 )
@@ -192,6 +193,9 @@ class Constant:
     """One value everywhere; made by :func:`zeros` and :func:`constant`."""
 
     value: float
+
+    def __post_init__(self) -> None:
+        check_number("value", self.value)
 
     def __str__(self) -> str:
         return "zeros" if self.value == 0 else f"constant({self.value:g})"

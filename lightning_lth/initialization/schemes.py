@@ -5,11 +5,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import final
 
 from lightning_lth.initialization import rules
 from lightning_lth.initialization.choice import auto
-from lightning_lth.initialization.drawing import Rule, is_rule
+from lightning_lth.initialization.drawing import Rule, check_rule, is_rule
 
 
 @final
@@ -58,7 +59,7 @@ def fixup(base: Rule | None = None) -> Fixup:
     Source:
         Zhang, Dauphin & Ma 2019, arXiv:1901.09321: section 3.
     """
-    return Fixup(base or rules.he())
+    return Fixup(_base(base, rules.he()))
 
 
 def lsuv(base: Rule | None = None) -> LSUV:
@@ -71,7 +72,7 @@ def lsuv(base: Rule | None = None) -> LSUV:
     Source:
         Mishkin & Matas 2015, arXiv:1511.06422: algorithm 1; here in one forward pass.
     """
-    return LSUV(base or rules.orthogonal())
+    return LSUV(_base(base, rules.orthogonal()))
 
 
 def data_dependent(
@@ -89,9 +90,16 @@ def data_dependent(
     """
     if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 0:
         raise ValueError(f"`iterations` must be an integer of at least 0, got {iterations!r}.")
-    if not tolerance > 0:
-        raise ValueError(f"`tolerance` must be above 0, got {tolerance}.")
-    return DataDependent(base or rules.he(), iterations, tolerance)
+    if not (isinstance(tolerance, Real) and tolerance > 0):
+        raise ValueError(f"`tolerance` must be a number above 0, got {tolerance!r}.")
+    return DataDependent(_base(base, rules.he()), iterations, tolerance)
+
+
+def _base(base: Rule | None, default: Rule) -> Rule:
+    if base is None:
+        return default
+    check_rule("base", base)
+    return base
 
 
 _BY_NAME: dict[str, Callable[[], Scheme]] = {

@@ -53,8 +53,8 @@ class Target:
 
     @property
     def is_matrix(self) -> bool:
-        """Whether it is what layers call ``weight``, with two dimensions or more."""
-        return self.attribute == "weight" and sum(size > 1 for size in self.behind[0].shape) > 1
+        """Whether it has two dimensions or more, of more than one each."""
+        return sum(size > 1 for size in self.behind[0].shape) > 1
 
     def std(self) -> float | None:
         """The standard deviation of what the layer computes with; None where there is none."""

@@ -21,7 +21,7 @@ _POWER_ITERATIONS = 15  # as torch takes when spectral_norm is put on a layer
 
 @final
 class Refused(str):
-    """A note that says why a layer still has its old values."""
+    """A note that says why a layer cannot have other values than its old ones."""
 
 
 def own_parameters(layer: Module) -> dict[str, list[Parameter]]:
@@ -99,7 +99,7 @@ def name_of(layer_name: str, attribute: str = "") -> str:
 
 
 def reason_to_skip(layer: Module, attribute: str, behind: list[Parameter]) -> str | None:
-    """Why a parameter cannot be initialized; None if it can.
+    """Why a parameter cannot, or must not, be initialized; None if it can.
 
     Raises:
         RuntimeError: If it is lazy or on the meta device, so that there is nothing to write to.
@@ -119,12 +119,12 @@ def reason_to_skip(layer: Module, attribute: str, behind: list[Parameter]) -> st
     if not all(parameter.requires_grad for parameter in behind):
         return "partly frozen"
     if behind[0].is_complex():
-        return "complex numbers"
+        return Refused("complex numbers")
     if behind[0].numel() == 0:
         return "empty"
     for step in _parametrizations(layer, attribute):
         if not hasattr(step, "right_inverse"):
-            return f"{type(step).__name__} has no right_inverse"
+            return Refused(f"{type(step).__name__} has no right_inverse")
     return None
 
 

@@ -126,8 +126,14 @@ def test_a_function_that_has_no_gain_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["swish", "unknown: sin", "leaky_relu", "elu(", "relu(1)", "gated x"]
+    "name",
+    ["swish", "unknown: sin", "leaky_relu", "elu(", "elu(a)", "elu(1,2,3)", "relu(1)", "gated x"],
 )
 def test_an_unknown_nonlinearity_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="No gain is known for"):
         gain(name)
+
+
+def test_a_nonlinearity_has_a_name() -> None:
+    with pytest.raises(TypeError, match=r"`activation` must be a name, such as 'relu', got ReLU"):
+        gain(torch.nn.ReLU())  # type: ignore[arg-type]

@@ -303,6 +303,19 @@ def test_matrices_of_unknown_layers_are_told() -> None:
     assert (net[0].weight == 7).all()
     initialize_(net, "xavier", seed=0, overrides={"0.weight": init.he()})
     assert net[0].weight.std() < 1
+    net[0].requires_grad_(False)  # as the user wants it
+    initialize_(net, "xavier", seed=0)
+
+
+def test_matrices_that_a_forward_pass_multiplies_with_are_told() -> None:
+    net = nn.Sequential(Custom(), nn.Linear(6, 2))
+    with pytest.warns(UserWarning, match=r"type Custom are not known, so that '0.table' keep"):
+        initialize_(net, "xavier", seed=0, example_input=torch.ones(1, 4))
+
+
+def test_complex_weights_are_told() -> None:
+    with pytest.warns(UserWarning, match=r"^'weight' \(complex numbers\) cannot be drawn and keep"):
+        initialize_(nn.Linear(4, 3, dtype=torch.complex64), "xavier", seed=0)
 
 
 @pytest.mark.parametrize(
@@ -368,6 +381,13 @@ def test_overrides_by_name_and_by_type() -> None:
     assert net[0].scale.tolist() == [7.0] * 4
     assert bool((net[1].weight == 0.25).all())
     assert report["1.weight"].rule == "constant(0.25)"
+
+
+def test_an_override_that_draws_nothing_is_told() -> None:
+    net = nn.Sequential(nn.Linear(4, 4).requires_grad_(False), nn.Linear(4, 2))
+    rules = {"0": init.zeros(), "*": init.he()}
+    with pytest.warns(UserWarning, match=r"^'0' in `overrides` draws nothing: '0.weight' is .*fro"):
+        initialize_(net, "xavier", seed=0, overrides=rules)  # type: ignore[arg-type]
 
 
 def test_a_rule_of_ones_own() -> None:
@@ -765,7 +785,18 @@ def test_a_rule_that_fails_leaves_the_module_as_it_was() -> None:
         ({"seed": torch.Generator()}, TypeError, r"got Generator\. Use its `initial_seed\(\)`"),
         ({"example_input": torch.full((1, 4), math.nan)}, ValueError, "must be finite"),
         ({"overrides": {"0.wieght": init.he()}}, ValueError, "Did you mean '0.weight'"),
-        ({"overrides": {nn.Conv2d: init.he()}}, ValueError, "No layer is a Conv2d"),
+        ({"overrides": {nn.Conv2d: init.he()}}, ValueError, "a Conv2d, .*: Linear, LayerNorm"),
+        ({"overrides": {nn.LayerNorm: init.he()}}, ValueError, "^LayerNorm .* as '2.weight'"),
+        (
+            {"overrides": {"2": init.he()}},
+            ValueError,
+            "^'2' .* matches no weight, .* as '2.weight'",
+        ),
+        (
+            {"overrides": {"*": init.he(), "0": init.zeros()}},
+            ValueError,
+            "^'0' in `overrides` never counts, .* Put it before them",
+        ),
         ({"overrides": {"0": "he"}}, TypeError, r"`overrides\['0'\]` must be a rule, got 'he'"),
         ({"overrides": {"0": init.he}}, TypeError, "must be a rule"),
         ({"overrides": {3: init.he()}}, TypeError, "name patterns or types of layers"),
@@ -780,7 +811,7 @@ def test_a_rule_that_fails_leaves_the_module_as_it_was() -> None:
     ],
 )
 def test_bad_input(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
-    net = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.LayerNorm(4))
     before = state(net)
     with pytest.raises(error, match=message):
         initialize_(net, **arguments)
@@ -847,7 +878,8 @@ def test_a_parametrization_that_cannot_be_assigned_is_skipped() -> None:
     )
     net = nn.Sequential(nn.Linear(4, 4), impossible)
     before = net[1].weight.detach().clone()
-    row = initialize_(net, "xavier", seed=0)["1.weight"]
+    with pytest.warns(UserWarning, match=r"^'1.weight' \(It is not possible .* keep their values"):
+        row = initialize_(net, "xavier", seed=0)["1.weight"]
     assert (row.rule, row.note.partition(" to ")[0]) == (None, "It is not possible")
     assert torch.equal(net[1].weight, before)
 

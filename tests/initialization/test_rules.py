@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -186,10 +187,18 @@ def test_generators_depend_on_seed_and_name_alone() -> None:
         (lambda: rules.he(gain=-1), r"`gain` must be a finite number of at least 0, got -1"),
         (lambda: rules.orthogonal(gain=math.nan), r"`gain` must be a finite number"),
         (lambda: rules.constant_std(-0.1), r"`std` must be a finite number of at least 0"),
+        (
+            lambda: rules.he(gain="relu"),
+            r"`gain` must be a finite number of at least 0, got 'relu'",
+        ),  # type: ignore[arg-type]
+        (lambda: rules.constant(math.nan), r"`value` must be a finite number, got nan"),
         (lambda: choice.auto("cauchy"), r"`distribution` must be one of"),
         (lambda: choice.auto(activation="swoosh"), r"No gain is known for 'swoosh'"),
         (lambda: schemes.data_dependent(iterations=-1), r"`iterations` must be an integer of"),
-        (lambda: schemes.data_dependent(tolerance=0), r"`tolerance` must be above 0, got 0"),
+        (
+            lambda: schemes.data_dependent(tolerance=0),
+            r"`tolerance` must be a number above 0, got 0",
+        ),
         (lambda: schemes.scheme_of("xaver"), r"No scheme is called 'xaver'. Did you mean 'xavier'"),
         (lambda: schemes.scheme_of("constant_std"), r"constant_std\(std\)"),
     ],
@@ -203,6 +212,13 @@ def test_a_scheme_must_be_a_name_or_a_rule() -> None:
     for wrong in (3, rules.VarianceScaling, rules.he, None):
         with pytest.raises(TypeError, match="`scheme` must be the name of a scheme or a rule"):
             schemes.scheme_of(wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("make", [schemes.fixup, schemes.lsuv, schemes.data_dependent])
+def test_what_a_scheme_goes_over_must_be_a_rule(make: Callable[[object], object]) -> None:
+    for wrong in ("he", rules.he, schemes.lsuv()):
+        with pytest.raises(TypeError, match=r"`base` must be a rule, got .* such as `he\(\)`"):
+            make(wrong)
 
 
 def test_every_scheme_has_its_name() -> None:
