@@ -14,6 +14,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from lightning_lth.initialization.drawing import Role, Weight
+from lightning_lth.initialization.writing import effective, own_parameters
 
 
 @final
@@ -161,19 +162,21 @@ def _recurrent(layer: nn.RNNBase | nn.RNNCellBase) -> dict[str, Part]:
     count = next((number for kind, number in gates.items() if isinstance(layer, kind)), 1)
     bound = 1 / math.sqrt(layer.hidden_size)
     forget = slice(layer.hidden_size, 2 * layer.hidden_size) if count == 4 else None
+    roles: dict[str, tuple[int, Role]] = {
+        "weight_ih": (count, "gate"),
+        "weight_hh": (count, "recurrent"),
+        "weight_hr": (1, "projection"),
+    }
     found: dict[str, Part] = {}
-    for name, parameter in layer.named_parameters(recurse=False):
-        if name.startswith("bias_"):
+    for name in own_parameters(layer):
+        if name.startswith(("bias_ih", "bias_hh")):
             # Both biases are added up, so that one of them opens the forget gate.
             ones = forget if name.startswith("bias_ih") else None
             found[name] = Fill(0.0, ones, torch_bound=bound)
-        elif name.startswith("weight_hr"):
-            rows, columns = parameter.shape
-            found[name] = _maps(1, rows, columns, bound, "projection")
-        else:
-            role: Role = "recurrent" if name.startswith("weight_hh") else "gate"
-            rows, columns = parameter.shape
-            found[name] = _maps(count, rows // count, columns, bound, role)
+        elif name[:9] in roles:  # what else there is belongs to a subclass
+            maps, role = roles[name[:9]]
+            rows, columns = effective(layer, name).shape
+            found[name] = _maps(maps, rows // maps, columns, bound, role)
     return found
 
 

@@ -16,6 +16,7 @@ from torch.nn.utils import parametrizations, prune
 
 from lightning_lth import initialization as init
 from lightning_lth.initialization import initialize_
+from lightning_lth.initialization.writing import effective
 
 
 def rms(values: Tensor) -> float:
@@ -161,6 +162,21 @@ def test_recurrent_layers_gate_by_gate() -> None:
             total.tolist() == [0.0] * 60 + [1.0] * 60 + [0.0] * 120
         )  # in torch's order i, f, g, o
     assert report["bias_ih_l0"].note == "forget gate 1"
+
+
+@pytest.mark.parametrize(
+    "wrap", [parametrizations.weight_norm, nn.utils.weight_norm, prune.identity]
+)
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
+def test_computed_weights_of_recurrent_layers(wrap: Any) -> None:
+    layer, plain = nn.LSTM(6, 5), nn.LSTM(6, 5)
+    layer.start = nn.Parameter(torch.ones(1, 1, 5))
+    wrap(layer, "weight_hh_l0")
+    report = initialize_(layer, seed=0)
+    assert bool((layer.start == 1).all())  # which torch's layer does not have
+    initialize_(plain, seed=0)
+    assert report["weight_hh_l0"].rule == "orthogonal"
+    torch.testing.assert_close(effective(layer, "weight_hh_l0"), plain.weight_hh_l0.detach())
 
 
 def test_attention_projection_by_projection() -> None:
