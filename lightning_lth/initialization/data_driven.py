@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch.nn import Module
 
 from lightning_lth.initialization.layer_variance import lsuv_
 from lightning_lth.initialization.layers import Maps
+from lightning_lth.initialization.passes import seeded
 from lightning_lth.initialization.plan import Decision
 from lightning_lth.initialization.schemes import LSUV, DataDependent
 from lightning_lth.initialization.targets import Target
@@ -40,7 +42,7 @@ def use_data_(
     ]
     layers = dict.fromkeys(scaled, "weight")
     if isinstance(scheme, LSUV):
-        name, notes = "lsuv", lsuv_(module, run, layers)
+        name, notes = "lsuv", lsuv_(module, partial(seeded, run, seed), layers)
     else:
         name = "data_dependent"
         notes = data_dependent_(

@@ -100,7 +100,7 @@ def draw(weight: Weight, std: float, distribution: Distribution, generator: Gene
         >>> bool(values.abs().max() <= 2 * 3**0.5)
         True
     """
-    values = torch.empty(weight.shape) if weight.out is None else weight.out
+    values = empty(weight.shape) if weight.out is None else weight.out
     if distribution == "uniform":
         bound = math.sqrt(3) * std
         return values.uniform_(-bound, bound, generator=generator)
@@ -118,7 +118,12 @@ def generator_for(seed: int, name: str) -> Generator:
         tensor([0.2818, 0.2654])
     """
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))
+    return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "little"))
+
+
+def empty(shape: tuple[int, ...]) -> Tensor:
+    """Memory for values: ``float32`` on the CPU, whatever the defaults of torch are now."""
+    return torch.empty(shape, dtype=torch.float32, device="cpu")
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

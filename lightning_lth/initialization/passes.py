@@ -185,6 +185,22 @@ def random_states_kept() -> Iterator[None]:
         np.random.set_state(of_numpy)
 
 
+def seeded(run: Callable[[], object], seed: int) -> object:
+    """Run with torch's generators at this seed, so that dropout is the same in all runs."""
+    seed = in_range(seed)
+    with random_states_kept():
+        if torch.cuda.is_available() and not cuda_devices():
+            torch.default_generator.manual_seed(seed)  # the other waits for the first use of a GPU
+        else:
+            torch.manual_seed(seed)
+        return run()
+
+
+def in_range(seed: int) -> int:
+    """A seed that generators take; they know 64 bits."""
+    return seed % (1 << 64)
+
+
 def cuda_devices() -> range:
     """All GPUs once one is used; none before, as asking for their state would start them."""
     is_used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]

@@ -7,12 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import final
 
-import torch
 from torch import Tensor
 
 from lightning_lth.initialization import choice, rules
 from lightning_lth.initialization.activations import DataFlow
-from lightning_lth.initialization.drawing import Rule, Weight, generator_for
+from lightning_lth.initialization.drawing import Rule, Weight, empty, generator_for
 from lightning_lth.initialization.gains import gain, gate_gain, is_gate
 from lightning_lth.initialization.layers import Fill, Keep, Maps, generic
 from lightning_lth.initialization.overrides import Overrides
@@ -141,7 +140,7 @@ class Plan:
             return Decision(str(self.rule), lambda: self.rule(weight, generator).reshape(shape))
 
         def values() -> Tensor:
-            filled = torch.full(shape, part.value)
+            filled = empty(shape).fill_(part.value)
             if part.ones is not None:
                 filled[part.ones] = 1
             return filled
@@ -151,7 +150,7 @@ class Plan:
 
     def _zero(self, target: Target) -> Decision:
         shape = tuple(effective(target.layer, target.attribute).shape)
-        return Decision("zeros", lambda: torch.zeros(shape), notes=["end of a residual branch"])
+        return Decision("zeros", lambda: empty(shape).zero_(), notes=["end of a residual branch"])
 
     def _with_activation(self, target: Target, weight: Weight, rule: Rule) -> tuple[Weight, bool]:
         """The weight before its nonlinearity, and whether that had to be guessed."""

@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 from typing import final
 
-import torch
 from torch import Generator, Tensor
 from torch.nn import init
 
@@ -18,6 +17,7 @@ from lightning_lth.initialization.drawing import (
     check_number,
     check_scale,
     draw,
+    empty,
 )
 from lightning_lth.initialization.gains import gain
 
@@ -121,7 +121,7 @@ class Orthogonal:
     def __call__(self, weight: Weight, generator: Generator) -> Tensor:
         """Draw the values."""
         scale = self.gain_of(weight) * math.sqrt(weight.columns / weight.fan_in)
-        values = torch.empty(weight.shape)
+        values = empty(weight.shape)
         for matrix in values:
             init.orthogonal_(matrix, scale, generator=generator)
         return values
@@ -202,7 +202,7 @@ class Constant:
 
     def __call__(self, weight: Weight, generator: Generator) -> Tensor:
         """The values."""
-        return torch.full(weight.shape, float(self.value))
+        return empty(weight.shape).fill_(float(self.value))
 
 
 def zeros() -> Constant:

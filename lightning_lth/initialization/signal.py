@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from lightning_lth.initialization.drawing import empty
 from lightning_lth.initialization.jacobians import (
     extreme_singular_values,
     first_example,
@@ -79,9 +80,9 @@ def signal_propagation(
 
 def _with_gradients(recorder: Recorder, output: Any, seed: int) -> Iterator[LayerSignal]:
     """The rows with gradient columns; computes no gradients of parameters."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     outputs = list(floating_tensors(output))
-    starts = [torch.randn(tensor.shape, generator=generator).to(tensor) for tensor in outputs]
+    starts = [empty(tensor.shape).normal_(generator=generator).to(tensor) for tensor in outputs]
     if len(outputs) == 1 and outputs[0].ndim == 0:
         starts = [torch.ones_like(outputs[0])]
     flowing = [pair for pair in zip(outputs, starts, strict=True) if pair[0].requires_grad]

@@ -13,6 +13,7 @@ from torch import Generator, Tensor
 from torch.nn import Module
 from torch.nn.utils import parametrize
 
+from lightning_lth.initialization.drawing import empty
 from lightning_lth.initialization.layer_variance import (
     Change,
     Site,
@@ -24,7 +25,7 @@ from lightning_lth.initialization.layer_variance import (
     rescale_,
     why_not,
 )
-from lightning_lth.initialization.passes import cuda_devices, random_states_kept, tensors_in
+from lightning_lth.initialization.passes import in_range, seeded, tensors_in
 from lightning_lth.initialization.statistics import at_least_float32
 from lightning_lth.initialization.writing import write_
 
@@ -85,28 +86,18 @@ def data_dependent_(
     Source:
         Krähenbühl et al. 2015, arXiv:1511.06856: algorithms 1 and 2, without PCA and k-means.
     """
-    seed %= 1 << 64  # which generators take
     with as_trained(module):
         normal = _Normalization()
         sites = find_sites(module, layers, kept_biases)
-        seeded = functools.partial(_seeded, run, seed)
-        failed = rescale_(seeded, sites, normal)
+        same = functools.partial(seeded, run, seed)
+        failed = rescale_(same, sites, normal)
         if iterations == 0:
             return normal.notes | failed
         # A pass went through `scales` in order of execution.
         by_name = {site.name: site for site in sites}
         usable = [by_name[name] for name in normal.scales if name not in failed]
-        rates = _Rates(seeded, usable, normal.scales, seed)
+        rates = _Rates(same, usable, normal.scales, seed)
         return normal.notes | failed | rates.balance_(iterations, tolerance)
-
-
-def _seeded(run: Callable[[], object], seed: int) -> object:
-    with random_states_kept():
-        if torch.cuda.is_available() and not cuda_devices():
-            torch.default_generator.manual_seed(seed)  # the other waits for the first use of a GPU
-        else:
-            torch.manual_seed(seed)
-        return run()
 
 
 @final
@@ -277,13 +268,13 @@ def _unbalanced(rates: Mapping[str, float], tolerance: float) -> dict[str, str]:
 
 def _loss(output: object, seed: int) -> Tensor:
     """A scalar whose gradient with respect to the outputs is standard normal."""
-    generator = Generator().manual_seed(seed)  # on the CPU, so the same for every device
+    generator = Generator("cpu").manual_seed(in_range(seed))  # so the same for every device
     floating = (at_least_float32(t) for t in tensors_in(output) if t.is_floating_point())
     terms = [
-        (tensor * torch.randn(tensor.shape, generator=generator).to(tensor.device)).sum()
+        (tensor * empty(tensor.shape).normal_(generator=generator).to(tensor.device)).sum()
         for tensor in floating
     ]
-    return sum(terms, torch.zeros(()))
+    return sum(terms, empty(()).zero_())
 
 
 def _log_rate(weight: Tensor, gradient: Tensor | None) -> float:

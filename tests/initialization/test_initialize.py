@@ -498,6 +498,30 @@ def test_dtype_and_memory_layout_change_no_value(
         assert other.weight.is_contiguous(memory_format=torch.channels_last)  # type: ignore[operator]
 
 
+def test_the_defaults_of_torch_change_no_value() -> None:
+    net = nn.Sequential(nn.LSTM(8, 6), nn.Linear(6, 4)).double()
+    for rule in (init.auto(activation="relu"), init.orthogonal(gain=1.0), init.torch_default()):
+        initialize_(net, rule, seed=0)
+        before = state(net)
+        torch.set_default_dtype(torch.float64)
+        try:
+            with torch.device("meta"):
+                initialize_(net, rule, seed=0)
+        finally:
+            torch.set_default_dtype(torch.float32)
+        assert_same_state(net, before)
+
+
+def test_the_seed_decides_dropout_in_data_driven_schemes() -> None:
+    net, inputs = nn.Sequential(nn.Dropout(), nn.Linear(6, 4)), torch.randn(8, 6)
+    for scheme in ("lsuv", "data_dependent"):
+        initialize_(net, scheme, seed=0, example_input=inputs)
+        before = state(net)
+        torch.rand(1)  # the global generator has gone on
+        initialize_(net, scheme, seed=0, example_input=inputs)
+        assert_same_state(net, before)
+
+
 def test_compilation_changes_no_name() -> None:
     plain, compiled = perceptron(2, 8, nn.ReLU), perceptron(2, 8, nn.ReLU)
     wrapped = torch.compile(nn.Sequential(torch.compile(compiled)))
