@@ -53,7 +53,7 @@ class DataFlow:
         following: Layer to the nonlinearities that follow it, each once, in the order found;
             ``"linear"`` where it goes into another layer, an attention product, a softmax, a loss
             or the output without one; ``"unknown: ..."`` if it goes through a function that is
-            none of torch's activations.
+            none of torch's activations, or into something that cannot be looked into.
         gated_by: Layers whose input is the product of a gated linear unit, to the kind of it:
             ``"glu"``, ``"swiglu"``, ``"geglu"``, ``"reglu"``, ``"bilinear"`` or ``"gated ..."``.
             The layers before the product have the same kind in ``following``.
@@ -96,8 +96,9 @@ def data_flow(module: nn.Module, run: Callable[[], object]) -> DataFlow:
         {'0': ('tanh',), '2': ('linear',)}
 
     Note:
-        Not seen: what scripted modules and operators in other languages do inside; their input is
-        taken as an output of the network. Only the path that the example takes is seen.
+        Not seen: what scripted and traced code and ``vmap`` do inside; layers before them are
+        followed by ``"unknown: not seen"``. Operators of other libraries are taken as linear. Only
+        the path that the example takes is seen.
     """
     recorder = _Recorder(module)
     with torch.no_grad(), unchanged(module), eager(), recorder.module_calls():
@@ -220,7 +221,9 @@ class _Recorder(TorchFunctionMode):
         if functions.is_norm(name):
             return replace(merged(traces), norm=self.norm(traces))
         kind = functions.activation_kind(name, call.args, call.kwargs)
-        return self.log.activate(carried(traces), kind) if kind else passed(name, call.args, traces)
+        if kind:
+            return self.log.activate(carried(traces), kind)
+        return self.log.forget(traces, passed(name, call.args, traces))
 
     def layer(self, call: _Call) -> Trace:
         owner = self.weight_owner(call)
@@ -280,7 +283,10 @@ class _Recorder(TorchFunctionMode):
             for layer in finding.layers:
                 following[layer].update(dict.fromkeys(finding.kinds))
         return DataFlow(
-            following={layer: tuple(kinds) or ("linear",) for layer, kinds in following.items()},
+            following={
+                layer: tuple(kinds) or (self.log.without_finding(layer),)
+                for layer, kinds in following.items()
+            },
             gated_by=self.log.gated_by,
             branches=tuple(Branch(*found) for found in dict.fromkeys(self.log.branches)),
             order=tuple(following),

@@ -35,6 +35,7 @@ class Log:
         inputs: The bits of inputs.
         branches: Layers and last normalization layer of each residual branch.
         outputs: Layers that an output or a loss is made from.
+        forgotten: Layers of which only a norm, an index or the like was used, at least once.
     """
 
     findings: list[Finding] = field(default_factory=list)
@@ -44,6 +45,7 @@ class Log:
     inputs: int = 0
     branches: list[tuple[tuple[str, ...], str | None]] = field(default_factory=list)
     outputs: dict[str, None] = field(default_factory=dict)
+    forgotten: set[str] = field(default_factory=set)
 
     def new_input(self) -> Trace:
         """The trace of a tensor that no function made."""
@@ -81,6 +83,16 @@ class Log:
         for trace in traces:
             self._consume(trace)
         return replace(merged(traces), pending=frozenset())
+
+    def forget(self, before: Iterable[Trace], after: Trace) -> Trace:
+        """What a function gives; a norm, an index or a mean square forgets the layers before it."""
+        layers = {source.layer for trace in before for source in trace.pending}
+        self.forgotten |= layers - {source.layer for source in after.pending}
+        return after
+
+    def without_finding(self, layer: str) -> str:
+        """What follows a layer behind which nothing was noted: its output was lost from view."""
+        return "linear" if layer in self.forgotten else "unknown: not seen"
 
     def end_in_output(self, traces: Iterable[Trace]) -> Trace:
         """What a loss is made from, or the output itself: the last layer before it is noted."""

@@ -71,10 +71,10 @@ def function_name(function: Callable[..., Any]) -> str:
     """One name for all forms of a function.
 
     Examples:
-        >>> function_name(torch.Tensor.__iadd__), function_name(torch.relu_)
+        >>> function_name(torch.Tensor.__iadd__), function_name(torch.ops.aten.relu_.default)
         ('add', 'relu')
     """
-    name = getattr(function, "__name__", "").strip("_")
+    name = getattr(function, "__name__", "").partition(".")[0].strip("_")  # of an overload
     name = name.removeprefix("special_").removeprefix("linalg_")
     return _SAME.get(name, name)
 

@@ -810,6 +810,21 @@ def test_unknown_then_known() -> None:
     assert one_layer(lambda self, x: torch.sin(self.a(x)).relu()) == RELU
 
 
+@pytest.mark.filterwarnings(
+    "ignore:`torch.jit.:FutureWarning", "ignore:`torch.jit.:DeprecationWarning"
+)
+def test_what_cannot_be_looked_into_is_unknown() -> None:
+    hidden: list[Callable[[Tensor], Tensor]] = [
+        torch.jit.script(nn.ReLU()),
+        torch.jit.trace(nn.ReLU(), torch.ones(1, 4)),
+        torch.vmap(torch.relu),
+    ]
+    for function in hidden:
+        found = one_layer(lambda self, x, function=function: function(self.a(x)))
+        assert found == ("unknown: not seen",)
+    assert one_layer(lambda self, x: torch.ops.aten.relu.default(self.a(x))) == ("relu",)
+
+
 def test_unknown_in_a_loss() -> None:
     # An average of squares is a measure of the output, and no nonlinearity in the network.
     assert one_layer(lambda self, x: (self.a(x) - x).pow(2).mean()) == LINEAR
