@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import SequentialSampler
 
-from lightning_lth.callbacks import _strategies
+from lightning_lth.callbacks import _strategies, _trainer
 from lightning_lth.callbacks._lightning import callback_bases, lightning_of
 from lightning_lth.pruning.selection import emptied
 from lightning_lth.pruning.sharding import is_distributed
@@ -30,12 +30,9 @@ _FLATTENED = (
     "found again. Use DDP, or ModelParallelStrategy (FSDP2)"
 )
 _TWO_MASKS = "two callbacks would hold two masks on the same weights. Use one of the two"
-_REFUSED_CALLBACKS = {
-    "ModelPruning": "it prunes the same weights by other rules. Use one of the two",
-    "StochasticWeightAveraging": _AVERAGING,
-    "WeightAveraging": _AVERAGING,
-}
+_TWO_RULES = "it prunes the same weights by other rules. Use one of the two"
 _GRADIENT_HOOKS = (
+    "backward",
     "on_after_backward",
     "on_before_optimizer_step",
     "configure_gradient_clipping",
@@ -44,9 +41,19 @@ _GRADIENT_HOOKS = (
 
 
 def refuse_incompatible(
-    trainer: Trainer, callback: Callback, own_types: tuple[type[Callback], ...]
+    trainer: Trainer,
+    callback: Callback,
+    own_types: tuple[type[Callback], ...],
+    *,
+    has_rounds: bool,
 ) -> None:
     """Raise where a strategy or another callback would break the masks.
+
+    Args:
+        trainer: Has the strategy and the callbacks.
+        callback: Holds the masks.
+        own_types: Callbacks of ours that hold masks, too.
+        has_rounds: Whether it trains several times, so that averages would mix the weights.
 
     Raises:
         ValueError: With the reason and what to do instead.
@@ -57,8 +64,10 @@ def refuse_incompatible(
             f"{name} cannot work with {type(trainer.strategy).__name__}: {_FLATTENED}."
         )
     refused: dict[type, str] = dict.fromkeys(own_types, _TWO_MASKS)
-    for kind, reason in _REFUSED_CALLBACKS.items():
-        refused[getattr(lightning.callbacks, kind)] = reason
+    refused[lightning.callbacks.ModelPruning] = _TWO_RULES
+    if has_rounds:
+        refused[lightning.callbacks.StochasticWeightAveraging] = _AVERAGING
+        refused[lightning.callbacks.WeightAveraging] = _AVERAGING
     for other in trainer.callbacks:  # type: ignore[attr-defined]
         for refused_type, reason in refused.items():
             if other is not callback and isinstance(other, refused_type):
@@ -67,7 +76,7 @@ def refuse_incompatible(
 
 def touches_gradients(trainer: Trainer, module: LightningModule) -> bool:
     """Whether code of the user may change gradients between the backward pass and the step."""
-    if not module.automatic_optimization:
+    if not module.automatic_optimization or _trainer.has_communication_hook(trainer):
         return True
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     return _overrides(module, [lightning_of(trainer).LightningModule]) or any(

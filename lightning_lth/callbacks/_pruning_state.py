@@ -65,10 +65,14 @@ class PruningState:
             "early_stopping": self.early_stopping,
             "num_epochs_before": self.num_epochs_before,
             "is_round_over": self.is_round_over,
-            "best": self.best.state_dict() if self.best is not None else None,
-            "metrics": self.metrics,
             "history": self.history.state_dict(),
+            **self.observations(),
         }
+
+    def observations(self) -> dict[str, Any]:
+        """What of the state changes whenever metrics are recorded."""
+        best = self.best.state_dict() if self.best is not None else None
+        return {"best": best, "metrics": self.metrics}
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> PruningState:

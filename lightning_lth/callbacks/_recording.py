@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lightning_lth.callbacks import _ranks, _rounds, _stopping, _trainer
+from lightning_lth.callbacks import _loggers, _ranks, _rounds, _stopping, _trainer
 from lightning_lth.pruning.history import BestValue, RoundEnd, RoundRecord
 
 if TYPE_CHECKING:
@@ -44,8 +44,8 @@ def observe(
 ) -> None:
     """Remember the latest metrics, and whether the monitored one is the best of the round.
 
-    As EarlyStopping does, one of the validation is looked at when that ends, a mean over an epoch
-    of training when that ends: before, its value is that of the last epoch.
+    As EarlyStopping does, one of the validation is looked at when that ends, one of training when
+    the epoch ends: before, its value is that of the last epoch.
     """
     monitor, mode = _monitored(trainer, monitor, mode)
     _keep_metrics(trainer, state, monitor)
@@ -59,7 +59,7 @@ def observe(
 def finish_round(
     trainer: Trainer, state: PruningState, monitor: str | None, folder: str | Path | None
 ) -> None:
-    """Write the ticket of a round that has just ended; then add its record.
+    """Write the ticket of a round that has just ended; then add its record, and log it.
 
     In this order, a checkpoint that is saved because the write failed does not say that the round
     is over.
@@ -69,6 +69,7 @@ def finish_round(
         _warn_if_not_logged(state, monitor)
         _save_ticket(trainer, state, folder)
     state.history.append(record)
+    _loggers.log_round(trainer, state.history)
 
 
 def _record(trainer: Trainer, state: PruningState) -> RoundRecord:

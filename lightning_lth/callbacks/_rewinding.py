@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, final
 
 from lightning_lth.callbacks import _compatibility, _rates, _rounds, _trainer
@@ -86,12 +87,18 @@ class Rewinding:
             return trainer.current_epoch == self.epoch
         return trainer.global_step >= self.step
 
-    def capture(self, trainer: Trainer, state: PruningState) -> None:
-        """Copy the rewind point."""
+    def capture(self, trainer: Trainer, state: PruningState, *, for_file: bool) -> None:
+        """Copy the rewind point; refuse one that a ticket file cannot hold, if there will be one.
+
+        Raises:
+            ValueError: At once, rather than when a whole training has passed.
+        """
         reshard_(trainer.lightning_module)
         state.point = RewindPoint.capture(*_parts(trainer))
         state.position = _rounds.position_at_batch_start(trainer)
         state.early_stopping = _states_of_stoppers(trainer)
+        if for_file:
+            state.ticket()
 
     def _check_captured(self, trainer: Trainer, state: PruningState) -> None:
         """Refuse to end a round before the rewind point."""
@@ -130,6 +137,11 @@ class Rewinding:
             skip=self.repeats_data_order,
             sampler_epoch=self._sampler_epoch(trainer, state),
         )
+
+    def resume(self, trainer: Trainer, state: PruningState) -> None:
+        """Go on in a round after the first, from a checkpoint."""
+        self.rest_schedulers(trainer)
+        _rounds.call_at_next_epoch(trainer, partial(self.continue_data_order, trainer, state))
 
     def continue_data_order(self, trainer: Trainer, state: PruningState) -> None:
         """Let samplers that shuffle by epoch go on where the last round ended."""

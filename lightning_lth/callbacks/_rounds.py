@@ -6,6 +6,7 @@ counters are set between the runs.
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -96,8 +97,10 @@ def set_position(trainer: Trainer, position: Position) -> None:
 
 
 def forget_results(trainer: Trainer) -> None:
-    """Clear what the last round left: stop signal, metrics, the epoch of the last data reload."""
+    """Clear what the last round left: stop signal, metrics, when data and validation were last."""
     trainer.should_stop = False
+    # For a validation every so many seconds.
+    trainer._last_val_time = time.monotonic()  # type: ignore[attr-defined]
     trainer._logger_connector.reset_metrics()
     if trainer.reload_dataloaders_every_n_epochs:  # type: ignore[attr-defined]
         trainer.fit_loop._last_train_dl_reload_epoch = float("-inf")
@@ -150,6 +153,12 @@ def set_sampler_epoch(trainer: Trainer, epoch: int) -> None:
         lightning_of(trainer).loops.fit_loop._set_sampler_epoch(loader, epoch)
 
 
+def show(trainer: Trainer, round_: int, last: int) -> None:
+    """Let the user see the round: in the progress bar and, for names of files, as a metric."""
+    trainer.callback_metrics["round"] = torch.tensor(float(round_))
+    trainer.progress_bar_metrics["round"] = f"{round_}/{last}"  # type: ignore[assignment]
+
+
 def num_epochs(trainer: Trainer) -> int:
     """Epochs of the present training, one that was cut short included.
 
@@ -178,6 +187,7 @@ def restart_model_checkpoint(callback: ModelCheckpoint) -> None:
     callback.kth_best_model_path = ""
     callback.kth_value = torch.tensor(torch.inf if callback.mode == "min" else -torch.inf)
     callback._last_global_step_saved = 0  # otherwise it skips a step number it has seen before
+    callback._last_checkpoint_saved = ""  # otherwise `on_train_end` writes no `last.ckpt` any more
 
 
 def restart_timer(trainer: Trainer, callback: Timer) -> None:

@@ -70,7 +70,8 @@ def looks_at_epoch_end(trainer: Trainer, monitor: str, is_wanted: bool | None) -
         return is_wanted
     if not trainer.enable_validation or monitor in _trainer.means_of_training(trainer):
         return True
-    is_every_epoch = trainer.val_check_interval == 1.0 and trainer.check_val_every_n_epoch == 1
+    interval = getattr(trainer, "val_check_interval", None)  # Lightning sets none if it is a time
+    is_every_epoch = interval == 1.0 and trainer.check_val_every_n_epoch == 1
     is_of_validation = monitor in trainer.callback_metrics and not is_of_training(trainer, monitor)
     return is_every_epoch and not is_of_validation
 

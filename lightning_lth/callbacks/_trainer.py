@@ -11,10 +11,13 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from lightning_lth.callbacks._lightning import lightning_of
+
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
     from lightning.pytorch.utilities import CombinedLoader
     from torch import Tensor
+    from torch.nn import Module
 
 
 def train_dataloader_source(trainer: Trainer) -> Any:
@@ -96,6 +99,18 @@ def counters_kept(trainer: Trainer) -> Iterator[None]:
     finally:
         for counter, state in zip(counters, states, strict=True):
             counter.load_state_dict(state)
+
+
+def has_communication_hook(trainer: Trainer) -> bool:
+    """Whether DDP compresses gradients on their way: PowerSGD gives pruned weights some again."""
+    return getattr(trainer.strategy, "_ddp_comm_hook", None) is not None
+
+
+def averages(trainer: Trainer) -> list[Module]:
+    """The copies in which Lightning's WeightAveraging callbacks average the module."""
+    kind = lightning_of(trainer).callbacks.WeightAveraging
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    return [one._average_model.module for one in callbacks if isinstance(one, kind)]
 
 
 def is_fast_dev_run(trainer: Trainer) -> bool:

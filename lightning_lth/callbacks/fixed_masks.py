@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, final
 
 from typing_extensions import override
 
-from lightning_lth.callbacks import _compatibility
+from lightning_lth.callbacks import _compatibility, _trainer
 from lightning_lth.callbacks._lightning import Callback
-from lightning_lth.pruning.masking import MaskKeeper
+from lightning_lth.pruning.masking import MaskKeeper, masked_parameters
 from lightning_lth.pruning.masks import Masks
 from lightning_lth.pruning.parameters import named_parameters
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 @final
 class FixedMasks(Callback):
     """Hold pruned weights at exactly zero during an ordinary training.
+
+    Lightning's WeightAveraging and StochasticWeightAveraging may average the weights meanwhile.
 
     Args:
         masks: For parameters of the module, by name; the other parameters train unmasked.
@@ -44,25 +46,31 @@ class FixedMasks(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what cannot work."""
         if stage == "fit":
-            _compatibility.refuse_incompatible(trainer, self, (FixedMasks,))
+            _compatibility.refuse_incompatible(trainer, self, (FixedMasks,), has_rounds=False)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prune, before the sanity check looks at the weights."""
-        parameters = named_parameters(pl_module)
-        self.masks.check_matches(parameters)
         self._keeper = MaskKeeper(
-            {name: parameters[name] for name in self.masks},
+            masked_parameters(pl_module, self.masks),
             trainer.optimizers,
             project=_compatibility.touches_gradients(trainer, pl_module),
         )
         self._keeper.hold_(self.masks)
+        for average in _trainer.averages(trainer):  # copies that were made in `setup`
+            self.masks.apply_(named_parameters(average))
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prune again: the optimizer state of a checkpoint has come since."""
         assert self._keeper is not None
         self._keeper.hold_(self.masks)
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse pruned weights that something has written to."""
+        assert self._keeper is not None
+        self._keeper.check()
 
     @override
     def on_exception(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, final
 
-import torch
 from typing_extensions import override
 
 from lightning_lth.callbacks import _arguments, _compatibility, _loggers, _recording, _rounds
@@ -15,9 +14,9 @@ from lightning_lth.callbacks._rewinding import Rewinding
 from lightning_lth.callbacks._trainer import is_fresh_start
 from lightning_lth.callbacks.fixed_masks import FixedMasks
 from lightning_lth.pruning import selection
-from lightning_lth.pruning.masking import MaskKeeper
+from lightning_lth.pruning.masking import MaskKeeper, masked_parameters
 from lightning_lth.pruning.masks import Masks
-from lightning_lth.pruning.parameters import named_parameters, prunable_parameters
+from lightning_lth.pruning.parameters import prunable_parameters
 from lightning_lth.pruning.scoring import Criterion, magnitude
 from lightning_lth.pruning.sharding import reshard_
 
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from lightning.pytorch import LightningModule, Trainer
-    from torch.nn import Parameter
 
     from lightning_lth.pruning.history import History
     from lightning_lth.pruning.tickets import Ticket
@@ -122,6 +120,7 @@ class IterativeMagnitudePruning(Callback):
         self._rewinding = self._new_rewinding()
         self._state = PruningState()
         self._keeper: MaskKeeper | None = None
+        self._has_epoch_ended = False
 
     @property
     def round(self) -> int:
@@ -142,11 +141,7 @@ class IterativeMagnitudePruning(Callback):
 
     @property
     def ticket(self) -> Ticket:
-        """The present masks with the weights of the rewind point.
-
-        Raises:
-            RuntimeError: Before training has come to the rewind point.
-        """
+        """The present masks with the weights of the rewind point; ``RuntimeError`` before that."""
         return self._state.ticket()
 
     @override
@@ -154,9 +149,10 @@ class IterativeMagnitudePruning(Callback):
         """Refuse what cannot work, and take over how often the fit loop runs."""
         if stage != "fit":
             return
-        _compatibility.refuse_incompatible(trainer, self, (IterativeMagnitudePruning, FixedMasks))
+        _compatibility.refuse_incompatible(trainer, self, (type(self), FixedMasks), has_rounds=True)
         if is_fresh_start(trainer):
             self._state = PruningState()
+        self._has_epoch_ended = False
         self._rewinding = self._new_rewinding()
         self._rewinding.start(trainer)
         _rounds.replace_fit_loop_run(trainer, partial(self._run_rounds, trainer))
@@ -164,13 +160,13 @@ class IterativeMagnitudePruning(Callback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Name the round in the progress display, and log it with the densities."""
-        trainer.callback_metrics["round"] = torch.tensor(float(self.round))
-        trainer.progress_bar_metrics["round"] = f"{self.round}/{self.rounds}"  # type: ignore[assignment]
+        _rounds.show(trainer, self.round, self.rounds)
         _loggers.log_densities(trainer, self.round, self.masks)
 
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let samplers that shuffle by epoch go on where the last round ended."""
+        self._observe_epoch(trainer, is_last_time=True)
         self._rewinding.continue_data_order(trainer, self._state)
 
     @override
@@ -179,7 +175,7 @@ class IterativeMagnitudePruning(Callback):
     ) -> None:
         """Copy the rewind point when training comes to it."""
         if self._state.point is None and self._rewinding.is_due(trainer):
-            self._rewinding.capture(trainer, self._state)
+            self._rewinding.capture(trainer, self._state, for_file=self.ticket_dir is not None)
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -189,14 +185,23 @@ class IterativeMagnitudePruning(Callback):
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Record the metrics of the epoch; the monitored one if it is one of training."""
-        self._observe(trainer, is_epoch_end=True)
+        """Refuse pruned weights that were written to; metrics wait, as the module may yet log."""
+        assert self._keeper is not None
+        self._keeper.check()
+        self._has_epoch_ended = True
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Record the metrics of the last epoch; the monitored one if it is one of training."""
+        self._observe_epoch(trainer, is_last_time=True)
 
     @override
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Note in the checkpoint whether the round has been ended, by early stopping say."""
+        """Add what is known by now, and whether the round has been ended, by early stopping say."""
+        self._observe_epoch(trainer, is_last_time=False)
+        checkpoint["callbacks"][self.state_key] |= self._state.observations()
         checkpoint["callbacks"][self.state_key]["is_round_over"] = _rounds.is_stopping(trainer)
 
     @override
@@ -247,39 +252,35 @@ class IterativeMagnitudePruning(Callback):
         if self._state.masks is None:
             _recording.warn_of_other_tickets(trainer, self.ticket_dir)
             self._state.masks = Masks.dense(prunable_parameters(module, self.parameters))
-        parameters = self._masked_parameters(module)
+        parameters = masked_parameters(module, self.masks)
         selection.check_fractions(self.fractions, parameters)
         _compatibility.refuse_sharded_resume(self.masks, parameters)
-        changes_gradients = _compatibility.touches_gradients(trainer, module)
-        keeper = MaskKeeper(parameters, trainer.optimizers, project=changes_gradients)
+        project = _compatibility.touches_gradients(trainer, module)
+        keeper = MaskKeeper(parameters, trainer.optimizers, project=project)
         if self.round > 0:
             keeper.hold_(self.masks)
-            self._rewinding.rest_schedulers(trainer)
-            continue_order = partial(self._rewinding.continue_data_order, trainer, self._state)
-            _rounds.call_at_next_epoch(trainer, continue_order)
+            self._rewinding.resume(trainer, self._state)
         return keeper
-
-    def _masked_parameters(self, module: LightningModule) -> dict[str, Parameter]:
-        """The parameters chosen at the start, whether they have been frozen since or not."""
-        present = named_parameters(module)
-        self.masks.check_matches(present)
-        return {name: present[name] for name in self.masks}
 
     def _observe(self, trainer: Trainer, *, is_epoch_end: bool) -> None:
         _recording.observe(trainer, self._state, self.monitor, self.mode, is_epoch_end=is_epoch_end)
+
+    def _observe_epoch(self, trainer: Trainer, *, is_last_time: bool) -> None:
+        if self._has_epoch_ended:
+            self._observe(trainer, is_epoch_end=True)
+            self._has_epoch_ended = not is_last_time
 
     def _finish_round(self, trainer: Trainer) -> None:
         if len((state := self._state).history) > state.round:
             return  # resumed from a checkpoint that was saved after the round
         self._rewinding.end_training(trainer, state)
         _recording.finish_round(trainer, state, self.monitor, self.ticket_dir)
-        _loggers.log_round(trainer, state.history)
 
     def _prune(self, trainer: Trainer) -> None:
         state, module = self._state, trainer.lightning_module
         assert state.point is not None
         reshard_(module)
-        parameters = self._masked_parameters(module)
+        parameters = masked_parameters(module, self.masks)
         masks = selection.prune(
             self.criterion(parameters, state.point.weights_like(parameters)),
             self.masks,

@@ -27,7 +27,7 @@ class RoundRecord:
         layer_densities: The same by parameter name.
         steps: Optimizer steps from initialization to the end of the round; a late-rewound round
             counts the steps before the rewind point as well.
-        epochs: Completed epochs, counted likewise.
+        epochs: Epochs, counted likewise; one that was cut short counts as one.
         stop_reason: What ended the round.
         monitor: Name of the monitored metric; ``None`` if nothing was.
         best_value: Its best value over the validations of the round, the first of equals.

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, final
 import torch
 from torch import optim
 
+from lightning_lth.pruning.parameters import named_parameters
 from lightning_lth.pruning.sharding import is_distributed, local_part
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
-    from torch.nn import Parameter
+    from torch.nn import Module, Parameter
     from torch.optim import Optimizer
     from torch.utils.hooks import RemovableHandle
 
@@ -118,6 +119,22 @@ class MaskKeeper:
             self._mask_gradient(name)
             self._clear_optimizer_state(name)
 
+    def check(self) -> None:
+        """Refuse weights that others than the optimizers have written to.
+
+        Raises:
+            RuntimeError: If a pruned weight is not zero. Of NaN training has to be told otherwise.
+        """
+        written = [name for name, factor in self._factors.items() if self._is_written(name, factor)]
+        if written:
+            raise RuntimeError(
+                f"Pruned weights must stay zero, but those of {written} were written to by "
+                "something else than an optimizer's step: a hook such as `on_train_start` that "
+                "draws weights, another callback, or code that changes gradients where it is not "
+                "looked for. Draw weights before `fit`; change gradients in "
+                "`on_before_optimizer_step`."
+            )
+
     def release(self) -> None:
         """Remove every hook; the weights stay as they are."""
         for filler in self._fillers:
@@ -129,6 +146,10 @@ class MaskKeeper:
     def masked_parameters(self) -> list[tuple[Parameter, Tensor]]:
         """Each masked parameter with its mask as a factor: zero where it is pruned."""
         return [(self._parameters[name], factor) for name, factor in self._factors.items()]
+
+    def _is_written(self, name: str, factor: Tensor) -> bool:
+        weight = local_part(self._parameters[name].detach())
+        return bool(((weight != 0) & (factor == 0) & weight.isfinite()).any())
 
     def _gradient_hook(self, name: str) -> Callable[[Tensor], None]:
         factors = (
@@ -162,6 +183,23 @@ class MaskKeeper:
             for parameter, factor in self.masked_parameters():
                 if parameter in stepped:
                     local_part(parameter).mul_(factor)
+
+
+def masked_parameters(module: Module, masks: Masks) -> dict[str, Parameter]:
+    """The parameters that there are masks for.
+
+    Raises:
+        ValueError: If a mask fits no parameter.
+
+    Examples:
+        >>> import lightning_lth
+        >>> masks = lightning_lth.Masks({"weight": torch.ones(1, 2)})
+        >>> list(masked_parameters(torch.nn.Linear(2, 1), masks))
+        ['weight']
+    """
+    present = named_parameters(module)
+    masks.check_matches(present)
+    return {name: present[name] for name in masks}
 
 
 class _SecondMomentFiller:

@@ -225,7 +225,8 @@ def _copy(name: str, weight: Tensor) -> Tensor:
         raise ValueError(
             f"{name!r} cannot be stored in a ticket: device {weight.device}, layout "
             f"{weight.layout}, {weight.dtype}. It must be dense, not on the meta device, and of "
-            f"one of {', '.join(map(str, _DTYPES))}."
+            f"one of {', '.join(map(str, _DTYPES))}. Keep it in another form, such as "
+            "`torch.view_as_real` of complex numbers."
         )
     return whole(weight.detach()).to("cpu", copy=True, memory_format=torch.contiguous_format)
 

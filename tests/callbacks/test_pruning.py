@@ -9,7 +9,13 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import (
+    EarlyStopping,
+    EMAWeightAveraging,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+)
 from torch import Tensor, nn, optim
 
 from lightning_lth import FixedMasks, IterativeMagnitudePruning, Masks, Ticket
@@ -430,6 +436,16 @@ def test_model_checkpoint_keeps_the_best_trained_weights_of_each_round(tmp_path:
         assert_equal(saved["state_dict"], watcher.ends[round_])
 
 
+def test_the_last_checkpoint_is_of_the_last_round_where_nothing_else_is_saved(
+    tmp_path: Any,
+) -> None:
+    watcher = Watcher()
+    checkpoint = ModelCheckpoint(tmp_path, save_last=True, every_n_epochs=5)
+    fit(watcher, IterativeMagnitudePruning(1), checkpoint, enable_checkpointing=True, max_epochs=1)
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert_equal(saved["state_dict"], watcher.ends[1])
+
+
 def test_history_and_its_table(tmp_path: Any) -> None:
     values = iter([3.0, 1.0, 1.0, 4.0, 2.0, 2.5])  # two rounds of three validations
 
@@ -482,14 +498,41 @@ class LoggingTraining(Classifier):
         return super().training_step(batch, batch_idx)
 
 
+class LoggingInHook(Classifier):
+    """Logs the same in a hook, as people do with what they compute over an epoch."""
+
+    def on_train_epoch_end(self) -> None:
+        self.log("train_loss", (2.0, 0.0, 1.0)[self.current_epoch])
+
+
 @pytest.mark.parametrize(("mode", "best"), [("min", (0.0, 12)), ("max", (2.0, 6))])
-@pytest.mark.parametrize("settings", [{}, {"val_check_interval": 0.5}, {"limit_val_batches": 0}])
+@pytest.mark.parametrize(
+    ("module", "settings"),
+    [
+        *(
+            (LoggingTraining, s)
+            for s in ({}, {"val_check_interval": 0.5}, {"limit_val_batches": 0})
+        ),
+        (LoggingInHook, {}),
+    ],
+)
 def test_a_metric_of_training_is_looked_at_when_epochs_end(
-    mode: Any, best: tuple[float, int], settings: dict[str, Any]
+    mode: Any, best: tuple[float, int], module: type[Classifier], settings: dict[str, Any]
 ) -> None:
     pruning = IterativeMagnitudePruning(1, monitor="train_loss", mode=mode)
-    trainer(pruning, max_epochs=3, **settings).fit(LoggingTraining(), loader(), loader())
+    trainer(pruning, max_epochs=3, **settings).fit(module(), loader(), loader())
     assert [(one.best_value, one.best_step) for one in pruning.history] == [best] * 2
+    assert [one.metrics["train_loss"] for one in pruning.history] == [1.0, 1.0]
+
+
+def test_checkpoints_know_what_a_module_logs_when_the_epoch_ends(tmp_path: Any) -> None:
+    pruning = IterativeMagnitudePruning(1, monitor="train_loss", mode="max")
+    checkpoint = ModelCheckpoint(tmp_path, "end", save_top_k=1)
+    fit(pruning, checkpoint, module=LoggingInHook(), enable_checkpointing=True, max_epochs=1)
+    saved = torch.load(checkpoint.best_model_path, weights_only=True)
+    state = saved["callbacks"]["IterativeMagnitudePruning"]
+    assert (state["best"]["value"], state["best"]["step"]) == (2.0, 6)
+    assert state["metrics"]["train_loss"] == 2.0
 
 
 def test_a_finished_ticket_file_per_round(tmp_path: Any) -> None:
@@ -501,6 +544,15 @@ def test_a_finished_ticket_file_per_round(tmp_path: Any) -> None:
         ticket.apply_(module)
         assert_equal(weights(module), watcher.starts[round_])
         assert ticket.masks.num_remaining == SURVIVORS[round_]
+
+
+@pytest.mark.parametrize("buffer", [torch.ones(2, dtype=torch.complex64), torch.eye(2).to_sparse()])
+def test_what_no_ticket_can_hold_is_refused_before_training(tmp_path: Any, buffer: Tensor) -> None:
+    module, watcher = Classifier(), Watcher()
+    module.register_buffer("rotations", buffer, persistent=False)
+    with pytest.raises(ValueError, match="'rotations' cannot be stored in a ticket"):
+        fit(watcher, IterativeMagnitudePruning(1, ticket_dir=tmp_path), module=module)
+    assert watcher.nonzero == []
 
 
 def test_tickets_of_another_search_are_told(tmp_path: Path) -> None:
@@ -542,6 +594,45 @@ def test_fixed_masks_are_there_when_the_sanity_check_looks() -> None:
     mask = torch.arange(96).remainder(2).view(16, 6)
     fit(AtSanityCheck(), FixedMasks(Masks({PRUNABLE[0]: mask})), num_sanity_val_steps=1)
     assert seen == [48]
+
+
+@pytest.mark.parametrize(
+    "callback", [IterativeMagnitudePruning(1, parameters=["net.0.weight"]), "fixed"]
+)
+def test_weights_that_are_drawn_when_training_starts_are_refused(callback: Any) -> None:
+    class Drawing(Classifier):
+        def on_train_start(self) -> None:
+            nn.init.ones_(self.net[0].weight)  # type: ignore[arg-type]
+
+    if callback == "fixed":
+        callback = FixedMasks(Masks({"net.0.weight": torch.arange(96).remainder(2).view(16, 6)}))
+    with pytest.raises(RuntimeError, match=r"must stay zero, .* \['net.0.weight'\] .*Draw weights"):
+        fit(callback, module=Drawing(), max_epochs=1)
+
+
+@pytest.mark.parametrize("start", [0, 8, 80])
+def test_weights_under_fixed_masks_may_be_averaged(start: int) -> None:
+    """Before the first update Lightning validates the weights that there were in ``setup``."""
+
+    class Seeing(Classifier):
+        seen: frozenset[int] = frozenset()
+
+        def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+            self.seen |= {int(self.net[0].weight.count_nonzero())}  # type: ignore[arg-type]
+
+    module = Seeing(OPTIMIZERS["adam"])
+    masks = Masks({"net.0.weight": torch.arange(96).remainder(2).view(16, 6)})
+    average = EMAWeightAveraging(update_starting_at_step=start)
+    fit(average, FixedMasks(masks), module=module, num_sanity_val_steps=1)
+    assert module.seen == {48}
+    assert int(module.net[0].weight.count_nonzero()) == 48  # type: ignore[arg-type]
+
+
+def test_averages_of_batch_norm_under_fixed_masks() -> None:
+    watcher = Watcher()
+    masks = Masks({"net.0.weight": torch.arange(96).remainder(2).view(16, 6)})
+    fit(watcher, StochasticWeightAveraging(0.1, swa_epoch_start=1), FixedMasks(masks))
+    assert set(watcher.nonzero) == {96}
 
 
 def test_fixed_masks_hold_in_every_training() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import lightning.pytorch as pl
@@ -19,11 +20,13 @@ from lightning.pytorch.callbacks import (
     TQDMProgressBar,
 )
 from lightning.pytorch.plugins import MixedPrecision
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy
 from torch import Tensor, nn, optim
+from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import powerSGD_hook
 from torch.utils.data import IterableDataset
 
 from lightning_lth import FixedMasks, IterativeMagnitudePruning, Masks
+from lightning_lth.callbacks._compatibility import touches_gradients
 from tests.callbacks.modules import Classifier, assert_equal, data, loader, trainer, weights
 from tests.callbacks.test_pruning import SURVIVORS, Watcher, fit
 
@@ -150,6 +153,13 @@ class OwnClipping(Classifier):
             parameter.grad = parameter.grad.sign() + 1  # type: ignore[union-attr]
 
 
+class OwnBackward(Classifier):
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        loss.backward()
+        for parameter in self.parameters():
+            parameter.grad.add_(1.0)  # type: ignore[union-attr]
+
+
 class ManualNoise(OwnAccumulation):
     def training_step(self, batch: list[Tensor], batch_idx: int) -> None:
         optimizer: Any = self.optimizers()
@@ -161,7 +171,7 @@ class ManualNoise(OwnAccumulation):
 
 
 @pytest.mark.parametrize(
-    "module_type", [NoisyGradients, HandMadeGradients, OwnClipping, ManualNoise]
+    "module_type", [NoisyGradients, HandMadeGradients, OwnClipping, OwnBackward, ManualNoise]
 )
 def test_pruned_weights_stay_zero_where_users_change_gradients(module_type: Any) -> None:
     watcher = Watcher()
@@ -219,6 +229,18 @@ def test_iterable_data_sets(settings: dict[str, int], steps: int, rewind_step: i
     fitter.fit(Classifier(), torch.utils.data.DataLoader(Stream(), batch_size=8), loader())
     assert [record.steps for record in pruning.history] == [steps, steps]
     assert_equal(watcher.ends[0], watcher.ends[1])  # a stream comes in the same order each time
+
+
+def test_weights_are_masked_after_steps_on_gradients_that_ddp_compresses() -> None:
+    hooked = DDPStrategy(ddp_comm_hook=powerSGD_hook)  # Lightning hooks it in on GPUs only
+    assert touches_gradients(trainer(strategy=hooked), Classifier())
+    assert not touches_gradients(trainer(strategy=DDPStrategy()), Classifier())
+
+
+def test_validation_by_the_clock() -> None:
+    pruning = IterativeMagnitudePruning(1)
+    fit(pruning, max_epochs=1, val_check_interval=timedelta(0))  # after every batch
+    assert [record.monitor for record in pruning.history] == ["val_loss"] * 2
 
 
 def test_every_round_has_the_whole_time_budget() -> None:
