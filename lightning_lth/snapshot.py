@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
+from lightning_lth._hidden import modules_in, with_wrapped
+
 if TYPE_CHECKING:
     from torch.nn import Module
     from torch.optim import Optimizer
@@ -39,9 +41,11 @@ class Snapshot:
     objects, so that whatever refers to them (optimizers, DDP) still does.
 
     Covered are: parameters, all buffers, tensors held as plain attributes of modules, ``.grad``,
-    ``requires_grad``, train/eval flags, state and param groups of optimizers, and the random states
-    of Python, NumPy, torch and CUDA. Not covered: other attributes of modules, and submodules or
-    hooks added since. The copies live on the CPU.
+    ``requires_grad``, train/eval flags, state, param groups and counters of optimizers, and the
+    random states of Python, NumPy, torch and CUDA. Modules that a module hides from its
+    ``state_dict``, a teacher in a list say, and optimizers that an optimizer wraps are covered,
+    too. Not covered: other attributes of modules, and submodules or hooks added since. The copies
+    live on the CPU.
 
     Examples:
         >>> layer = torch.nn.Linear(2, 1, bias=False)
@@ -77,9 +81,10 @@ class Snapshot:
             ValueError: If a parameter or buffer is still uninitialized.
         """
         _check_initialized(module)
+        layers, optimizers = modules_in(module), with_wrapped(optimizers)
         contents = _Contents()
-        parts: list[Callable[[], object]] = [_layer(layer, contents) for layer in module.modules()]
-        parts += [_parameter(p, contents) for p in _parameters(module, optimizers)]
+        parts: list[Callable[[], object]] = [_layer(layer, contents) for layer in layers]
+        parts += [_parameter(p, contents) for p in _parameters(layers, optimizers)]
         parts += [_optimizer(optimizer, contents) for optimizer in optimizers]
         parts += [contents.write_back]
         parts += [_stateful(one) for one in extra]
@@ -175,10 +180,11 @@ def _check_initialized(module: Module) -> None:
             )
 
 
-def _parameters(module: Module, optimizers: Sequence[Optimizer]) -> list[Tensor]:
+def _parameters(layers: Sequence[Module], optimizers: Sequence[Optimizer]) -> list[Tensor]:
+    own = [parameter for layer in layers for parameter in layer.parameters(recurse=False)]
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     trained = [parameter for group in groups for parameter in group["params"]]
-    return list(dict.fromkeys([*module.parameters(), *trained]))
+    return list(dict.fromkeys([*own, *trained]))
 
 
 def _layer(layer: Module, contents: _Contents) -> Callable[[], object]:
@@ -232,8 +238,11 @@ def _optimizer(optimizer: Optimizer, contents: _Contents) -> Callable[[], object
     """Not by ``load_state_dict``, which casts the state to the dtype of its parameter."""
     groups = [(group, contents.remember(group)) for group in optimizer.param_groups]
     state = {key: contents.remember(value) for key, value in optimizer.state.items()}
+    plain = (bool, int, float, str, type(None))
+    counters = {name: value for name, value in vars(optimizer).items() if isinstance(value, plain)}
 
     def restore() -> None:
+        vars(optimizer).update(counters)
         optimizer.param_groups[:] = [group for group, _ in groups]
         for group, before in groups:
             group.clear()

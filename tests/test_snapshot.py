@@ -392,3 +392,25 @@ def test_one_part_that_fails_does_not_keep_the_others() -> None:
 def test_uninitialized_parameters_are_refused() -> None:
     with pytest.raises(ValueError, match=r"must be initialized, '1.weight' is not. Run one batch"):
         Snapshot.take(nn.Sequential(nn.ReLU(), nn.LazyLinear(2)))
+
+
+def test_hidden_modules_and_wrapped_optimizers() -> None:
+    class Lookahead(torch.optim.Optimizer):
+        def __init__(self, base: torch.optim.Optimizer) -> None:
+            super().__init__(base.param_groups, base.defaults)
+            self.base, self.param_groups, self.num_steps = base, base.param_groups, 0
+
+        def step(self, closure: Any = None) -> Any:
+            self.num_steps += 1
+            return self.base.step(closure)
+
+    student, teacher = nn.Linear(2, 2), nn.BatchNorm1d(2)
+    student.teachers = {"one": teacher}  # type: ignore[assignment]
+    optimizer = Lookahead(torch.optim.Adam(student.parameters()))
+    before = whole_state(teacher)
+    with undone(student, [optimizer]):
+        student(teacher(torch.randn(4, 2))).sum().backward()
+        optimizer.step()
+    assert whole_state(teacher) == before
+    assert not optimizer.base.state
+    assert optimizer.num_steps == 0

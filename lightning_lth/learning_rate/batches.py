@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
-import functools
 import random
+import types
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar, final
 
 import numpy as np
@@ -16,6 +18,14 @@ from torch.utils.data import DataLoader
 from lightning_lth.snapshot import Stateful
 
 Batch = TypeVar("Batch")
+
+MAX_PARTS, MAX_ITEMS = 1000, 100  # of what a loader holds, and of a list in it, to look through
+MAX_INDICES = 2**24  # of an array to copy; the tokens of a corpus are longer
+_BACK_REFERENCES = ("trainer", "_trainer")
+_LEAVES = (
+    *(str, bytes, int, float, complex, type(None), type, torch.Tensor, np.ndarray),
+    *(types.FunctionType, types.BuiltinFunctionType, types.ModuleType),
+)
 
 
 def endless(loader: Iterable[Batch]) -> Generator[Batch, None, None]:
@@ -48,11 +58,12 @@ def endless(loader: Iterable[Batch]) -> Generator[Batch, None, None]:
 
 
 def fresh(loader: Iterable[Batch]) -> Iterable[Batch]:
-    """The same loader, or a shallow copy if iterating it would start workers that it keeps.
+    """A shallow copy of a ``DataLoader``, without the iterator that some keep; others as they are.
 
-    Those workers would go on to serve the training that follows, their random states advanced.
+    Kept workers would go on to serve the training that follows, their random states advanced; and
+    a loader that can be saved tells the position of the iterator that it made last.
     """
-    if not (isinstance(loader, DataLoader) and loader.persistent_workers):
+    if not isinstance(loader, DataLoader):
         return loader
     other = copy.copy(loader)
     other._iterator = None
@@ -77,7 +88,7 @@ def check_rewindable(loader: object) -> None:
             "`loader` must be an iterable of batches, such as a DataLoader, "
             f"got {type(loader).__name__}."
         )
-    for part in _parts(loader):
+    for part in _sources(loader):
         if isinstance(part, Iterator) and (part is loader or not _is_stateful(part)):
             what = "`loader`" if part is loader else f"The {type(part).__name__} of `loader`"
             raise ValueError(
@@ -87,7 +98,7 @@ def check_rewindable(loader: object) -> None:
 
 
 def generators_in(loader: object) -> list[torch.Generator]:
-    """Torch's random generators that a loader, its samplers and its data set hold.
+    """Torch's random generators that a loader, its samplers, data sets and transforms hold.
 
     Examples:
         >>> generator = torch.Generator()
@@ -95,30 +106,38 @@ def generators_in(loader: object) -> list[torch.Generator]:
         >>> generators_in(loader) == [generator]
         True
     """
-    held = [value for part in _parts(loader) for value in _attributes(part)]
-    return list(dict.fromkeys(value for value in held if isinstance(value, torch.Generator)))
+    return [part for part in _parts(loader) if isinstance(part, torch.Generator)]
 
 
 def stateful_in(loader: object) -> list[Stateful]:
-    """Samplers and data sets with a ``state_dict``, and generators of NumPy and Python in them."""
-    parts = _parts(loader)
-    stateful: list[Stateful] = [part for part in parts if part is not loader and _is_stateful(part)]
-    held = {id(value): value for part in parts for value in _attributes(part)}
-    for value in held.values():
-        if isinstance(value, np.random.Generator):
-            stateful.append(_of_numpy(value))
-        elif isinstance(value, np.random.RandomState):
-            get = functools.partial(value.get_state, legacy=False)
-            stateful.append(_RandomState(get, value.set_state))
-        elif isinstance(value, random.Random):
-            stateful.append(_RandomState(value.getstate, value.setstate))
+    """What else reading changes in them, as objects with a ``state_dict``.
+
+    That is samplers and data sets that have one; the generators of NumPy and Python; attributes
+    that are set anew, such as counters, and lists, dictionaries and index arrays that are
+    reordered in place. What hides in a closure, or in a list of more than 100, is not found.
+    """
+    stateful: list[Stateful] = [
+        part for part in _sources(loader) if part is not loader and _is_stateful(part)
+    ]
+    for part in _parts(loader):
+        if isinstance(part, np.random.Generator):
+            bits = part.bit_generator
+            stateful.append(
+                _State(partial(getattr, bits, "state"), partial(setattr, bits, "state"))
+            )
+        elif isinstance(part, np.random.RandomState):
+            stateful.append(_State(partial(part.get_state, legacy=False), part.set_state))
+        elif isinstance(part, random.Random):
+            stateful.append(_State(part.getstate, part.setstate))
+        elif not isinstance(part, torch.nn.Module):
+            stateful.append(_State(partial(_restorer, part), lambda restore: restore()))
     return stateful
 
 
 @final
 @dataclass(frozen=True)
-class _RandomState:
-    """A generator as something with a state dict."""
+class _State:
+    """Two functions as something with a state dict."""
 
     get: Callable[[], Any]
     set: Callable[[Any], object]
@@ -130,29 +149,78 @@ class _RandomState:
         self.set(state_dict["state"])
 
 
-def _of_numpy(generator: np.random.Generator) -> _RandomState:
-    bits = generator.bit_generator
-    return _RandomState(lambda: bits.state, lambda state: setattr(bits, "state", state))
+def _restorer(part: object) -> Callable[[], None]:
+    """A function that gives an object its present attributes back, and their order to indices."""
+    attributes = dict(_attributes(part))
+    orders = [(value, copy.copy(value)) for value in attributes.values() if _has_order(value)]
+
+    def restore() -> None:
+        present = _attributes(part)
+        present.update(attributes)
+        for name in [name for name in present if name not in attributes]:
+            del present[name]
+        for value, before in orders:
+            if isinstance(value, dict):
+                value.clear()
+                value.update(before)
+            else:
+                value[:] = before
+
+    return restore
 
 
-def _parts(loader: object) -> list[Any]:
+def _has_order(value: Any) -> bool:
+    """Whether it is a container, or indices, that could be reordered in place."""
+    if isinstance(value, (list, dict)):
+        return True
+    if isinstance(value, np.ndarray):
+        is_integer = value.dtype.kind in "iu" and value.flags.writeable
+    else:
+        is_integer = isinstance(value, torch.Tensor) and value.dtype in (torch.int32, torch.int64)
+    return is_integer and value.ndim == 1 and len(value) <= MAX_INDICES
+
+
+def _sources(loader: object) -> list[Any]:
     """The loader and, however deep, its samplers and data sets."""
-    parts: dict[int, Any] = {}
+    sources: dict[int, Any] = {}
     waiting: list[Any] = [loader]
     while waiting:
         part = waiting.pop()
-        if part is None or id(part) in parts:
+        if part is None or id(part) in sources:
             continue
-        parts[id(part)] = part
+        sources[id(part)] = part
         waiting += [getattr(part, name, None) for name in ("sampler", "batch_sampler", "dataset")]
         joined = getattr(part, "datasets", None)  # of a concatenation, a chain or a stack
         if isinstance(joined, (list, tuple, dict)):
             waiting += joined.values() if isinstance(joined, dict) else joined
+    return list(sources.values())
+
+
+def _parts(loader: object) -> list[Any]:
+    """The loader and all that it holds, nearest first: samplers, data sets, transforms."""
+    parts: dict[int, Any] = {}
+    waiting: deque[Any] = deque([loader])
+    while waiting and len(parts) < MAX_PARTS:
+        part = waiting.popleft()
+        if id(part) not in parts and not isinstance(part, _LEAVES):
+            parts[id(part)] = part
+            waiting += _contents(part)
     return list(parts.values())
 
 
-def _attributes(part: object) -> list[Any]:
-    return list(getattr(part, "__dict__", {}).values())
+def _contents(part: Any) -> list[Any]:
+    if isinstance(part, (list, tuple, dict)):
+        items = part.values() if isinstance(part, dict) else part
+        return list(items) if len(items) <= MAX_ITEMS else []  # longer ones hold samples
+    if isinstance(part, types.MethodType):
+        return [part.__self__]
+    if isinstance(part, partial):
+        return [part.func, *part.args, *part.keywords.values()]
+    return [value for name, value in _attributes(part).items() if name not in _BACK_REFERENCES]
+
+
+def _attributes(part: object) -> dict[str, Any]:
+    return getattr(part, "__dict__", {})
 
 
 def _is_stateful(part: object) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -185,5 +186,42 @@ def test_workers_that_are_kept_are_not_disturbed() -> None:
 
 
 def test_other_loaders_are_used_as_they_are() -> None:
-    for loader in ([1, 2], DataLoader([1, 2])):
-        assert fresh(loader) is loader
+    loader = [1, 2]
+    assert fresh(loader) is loader
+
+
+class Counting:
+    """Order and content depend on how often it has been read, in every way that people write."""
+
+    def __init__(self) -> None:
+        self.epoch = 0
+        self.order = list(range(8))
+        self.indices = np.arange(8)
+        self.seen: dict[int, int] = {}
+        self.transforms = [functools.partial(self.scale, rng=random.Random(0))]
+
+    def scale(self, item: float, rng: random.Random) -> float:
+        return item * rng.random()
+
+    def __len__(self) -> int:
+        return 8
+
+    def __iter__(self) -> Iterator[int]:
+        self.epoch += 1
+        random.Random(self.epoch).shuffle(self.order)
+        np.random.default_rng(self.epoch).shuffle(self.indices)
+        return iter([self.order[index] for index in self.indices])
+
+    def __getitem__(self, index: int) -> float:
+        self.seen[index] = self.seen.get(index, 0) + 1
+        self.late = getattr(self, "late", 0) + 1
+        return self.transforms[0](index + self.seen[index] + self.late)
+
+
+def test_counters_orders_and_transforms_are_as_before() -> None:
+    loader = DataLoader(Counting(), batch_size=4, sampler=Counting())  # type: ignore[arg-type]
+    batches = endless(fresh(loader))
+    with undone(nn.Linear(1, 1), extra=stateful_in(loader)):
+        inside = [next(batches).tolist() for _ in range(6)]
+    batches = endless(loader)
+    assert [next(batches).tolist() for _ in range(6)] == inside
