@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lightning_lth.callbacks import _loggers, _strategies, _trainer
+from lightning_lth.callbacks._lightning import lightning_of
 from lightning_lth.callbacks.pruning import IterativeMagnitudePruning
 from lightning_lth.learning_rate.range_test import RangeTest
 
@@ -35,16 +36,23 @@ def is_due(trainer: Trainer, callback: Callback, rounds: Sequence[int], results:
     return round_ in rounds and round_ not in results and not is_excluded
 
 
-def refuse_flattened(trainer: Trainer, callback: Callback) -> None:
-    """Refuse strategies whose steps cannot be undone.
+def refuse_incompatible(trainer: Trainer, callback: Callback) -> None:
+    """Refuse trainings whose steps cannot be taken on trial.
 
     Raises:
         ValueError: With the reason.
     """
+    name = type(callback).__name__
     if _strategies.flattens(trainer):
         raise ValueError(
-            f"{type(callback).__name__} cannot undo steps of {type(trainer.strategy).__name__}, "
+            f"{name} cannot undo steps of {type(trainer.strategy).__name__}, "
             f"which trains flattened copies of the parameters. Use DDP, or fixed values."
+        )
+    takes = lightning_of(trainer).utilities.signature_utils.is_param_in_hook_signature
+    if takes(trainer.lightning_module.training_step, "dataloader_iter", explicit=True):
+        raise ValueError(
+            f"{name} cannot give a `training_step` that takes a `dataloader_iter` other batches. "
+            f"Let it take a batch, or use fixed values."
         )
 
 
@@ -98,13 +106,18 @@ def latest(results: Results) -> RangeTest:
     return results[max(results)][0]
 
 
-def found_range(test: RangeTest) -> tuple[float, float]:
+def found_range(results: Mapping[int, Sequence[RangeTest]]) -> tuple[float, float]:
     """The lowest and the highest rate to cycle between.
 
     Raises:
         RuntimeError: If none were found.
     """
-    found = test.range
+    if not results:
+        raise RuntimeError(
+            "The LRFinder of CyclicalLR has not run: it tests at the start of its `rounds`, and "
+            "not in a fit that resumes. Let it run in round 0, or give `base_lr` and `max_lr`."
+        )
+    found = results[max(results)][0].range
     if found.base is None or found.max is None:
         raise RuntimeError(f"The LRFinder found no range: {found.reason}. Give one.")
     return found.base, found.max

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from lightning_lth.callbacks import _trainer
+
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
     from torch.optim import Optimizer
 
 NEVER = 2**62  # as the frequency of a scheduler that rests
 _IN_GROUPS = ("lr", "initial_lr", "max_lr", "min_lr")  # the last two are those of OneCycleLR
-_IN_SCHEDULERS = ("base_lrs", "max_lrs", "_last_lr")
+_IN_SCHEDULERS = ("base_lrs", "max_lrs", "_last_lr", "min_lrs", "eta_min")
 
 
 def nominal_rates(trainer: Trainer, optimizer: Optimizer) -> list[float]:
@@ -28,7 +30,7 @@ def nominal_rates(trainer: Trainer, optimizer: Optimizer) -> list[float]:
         ValueError: If there is no learning rate.
     """
     groups = optimizer.param_groups
-    if not groups or any("lr" not in group for group in groups):
+    if not groups or any(group.get("lr") is None for group in groups):
         raise ValueError(
             f"{optimizer!r} has no learning rate to set. Return an optimizer that has one from "
             f"`configure_optimizers`."
@@ -45,29 +47,49 @@ def nominal_rates(trainer: Trainer, optimizer: Optimizer) -> list[float]:
     return rates
 
 
+def reference_rate(rates: Sequence[float]) -> float:
+    """That of the first group whose rate is not 0; 0 if there is none."""
+    return next((rate for rate in rates if rate), 0.0)
+
+
 def group_ratios(trainer: Trainer, optimizer: Optimizer) -> list[float]:
-    """The nominal rate of each group as a multiple of the first; 1 where that is 0."""
+    """The nominal rate of each group as a multiple of the reference; 1 where all are 0."""
     rates = nominal_rates(trainer, optimizer)
-    return [rate / rates[0] if rates[0] else 1.0 for rate in rates]
+    reference = reference_rate(rates)
+    return [rate / reference if reference else 1.0 for rate in rates]
 
 
 def set_rates(optimizer: Optimizer, rates: list[float]) -> None:
-    """Set the present rate of each group, and nothing else."""
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+    """Set the present rate of each group, and nothing else.
+
+    Raises:
+        ValueError: If groups have been added.
+    """
+    groups = optimizer.param_groups
+    if len(groups) != len(rates):
+        raise ValueError(
+            f"{type(optimizer).__name__} had {len(rates)} parameter groups when training started, "
+            f"and has {len(groups)} now, whose ratio to the others is not known. Give it all "
+            f"groups in `configure_optimizers`."
+        )
+    for group, rate in zip(groups, rates, strict=True):
         _set(group, "lr", rate)
 
 
 def scale_rates(trainer: Trainer, optimizer: Optimizer, factor: float) -> None:
     """Multiply all rates, those from which schedulers compute the next ones included."""
-    for group in optimizer.param_groups:
-        for name in _IN_GROUPS:
-            if name in group:
-                _set(group, name, float(group[name]) * factor)
+    groups = optimizer.param_groups
+    places = [(group, name) for group in groups for name in _IN_GROUPS if name in group]
+    scaled = [float(group[name]) * factor for group, name in places]
+    for (group, name), rate in zip(places, scaled, strict=True):  # groups may share a tensor
+        _set(group, name, rate)
     for scheduler in _schedulers(trainer, optimizer):
         for name in _IN_SCHEDULERS:
-            if hasattr(scheduler, name):
-                scaled = [float(rate) * factor for rate in getattr(scheduler, name)]
-                setattr(scheduler, name, scaled)
+            value = getattr(scheduler, name, None)
+            if isinstance(value, (list, tuple)):
+                setattr(scheduler, name, [float(rate) * factor for rate in value])
+            elif value is not None:
+                setattr(scheduler, name, float(value) * factor)
 
 
 def groups_with_momentum(optimizer: Optimizer) -> list[int]:
@@ -150,14 +172,20 @@ def steps_per_epoch(trainer: Trainer) -> int:
     """Optimizer steps of an epoch.
 
     Raises:
-        ValueError: If the length of an epoch is not known.
+        ValueError: If the length of an epoch is not known, or they differ.
     """
     if math.isinf(trainer.num_training_batches):
         raise ValueError(
             "`step_size` counts epochs, but the length of an epoch is not known. "
             "Use `step_unit='step'`, or set `limit_train_batches`."
         )
-    return math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+    if _trainer.accumulation_changes(trainer):
+        raise ValueError(
+            "`step_size` counts epochs, but with the GradientAccumulationScheduler they differ in "
+            "their number of steps. Use `step_unit='step'`."
+        )
+    with _trainer.accumulation_of_epoch(trainer):
+        return math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
 
 
 def total_steps(trainer: Trainer) -> int:
@@ -172,7 +200,14 @@ def total_steps(trainer: Trainer) -> int:
             f"{trainer.max_steps}` counts the steps of every optimizer. Set `max_epochs` instead, "
             f"and for a stream `limit_train_batches`."
         )
-    total = trainer.estimated_stepping_batches
+    if _trainer.accumulation_changes(trainer) and trainer.max_epochs != -1:
+        raise ValueError(
+            "policy='one_cycle' needs a training of known length, but with the "
+            "GradientAccumulationScheduler epochs differ in their number of steps. Set "
+            "`max_steps`, and `max_epochs=-1`."
+        )
+    with _trainer.accumulation_of_epoch(trainer):
+        total = trainer.estimated_stepping_batches
     if math.isinf(total) or total < 0:  # -1 for a stream
         raise ValueError("policy='one_cycle' needs a training of known length: set `max_steps`.")
     return int(total)

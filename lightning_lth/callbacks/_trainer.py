@@ -49,13 +49,14 @@ def run_training_batch(trainer: Trainer, batch: Any, index: int) -> Tensor | Non
     Args:
         trainer: In ``on_train_start`` or later.
         batch: As the loader gave it.
-        index: Of the batch among those of one optimizer step, from 0.
+        index: Of the batch in its epoch, from 0.
 
     Returns:
         The loss of the batch; None if the step gave none.
     """
     epoch_loop, module = trainer.fit_loop.epoch_loop, trainer.lightning_module
     epoch_loop.batch_progress.current.ready = index + 1
+    epoch_loop.batch_progress.is_last_batch = index + 1 == trainer.num_training_batches
     arguments = epoch_loop._build_kwargs(OrderedDict(), on_device(trainer, batch), index)
     if module.automatic_optimization:
         optimization = epoch_loop.automatic_optimization
@@ -86,8 +87,10 @@ def is_stepping_batch(trainer: Trainer) -> bool:
 
 @contextlib.contextmanager
 def counters_kept(trainer: Trainer) -> Iterator[None]:
-    """Afterwards steps and batches are counted as before."""
-    epoch_loop = trainer.fit_loop.epoch_loop
+    """Afterwards steps and batches are counted as before, and what was logged is forgotten."""
+    epoch_loop, connector = trainer.fit_loop.epoch_loop, trainer._logger_connector
+    results, logging_hook = epoch_loop._results, connector._current_fx
+    epoch_loop._results = type(results)(training=True)
     counters = (
         epoch_loop.batch_progress,
         epoch_loop.automatic_optimization.optim_progress,
@@ -97,6 +100,7 @@ def counters_kept(trainer: Trainer) -> Iterator[None]:
     try:
         yield
     finally:
+        epoch_loop._results, connector._current_fx = results, logging_hook
         for counter, state in zip(counters, states, strict=True):
             counter.load_state_dict(state)
 
@@ -111,6 +115,30 @@ def averages(trainer: Trainer) -> list[Module]:
     kind = lightning_of(trainer).callbacks.WeightAveraging
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     return [one._average_model.module for one in callbacks if isinstance(one, kind)]
+
+
+@contextlib.contextmanager
+def accumulation_of_epoch(trainer: Trainer) -> Iterator[None]:
+    """Inside, gradients are accumulated as in the epoch that begins; a callback sets it later."""
+    before = trainer.accumulate_grad_batches
+    for scheduler in _accumulation_schedulers(trainer):
+        factor = scheduler.get_accumulate_grad_batches(trainer.current_epoch)
+        trainer.accumulate_grad_batches = factor
+    try:
+        yield
+    finally:
+        trainer.accumulate_grad_batches = before
+
+
+def accumulation_changes(trainer: Trainer) -> bool:
+    """Whether epochs differ in how many batches gradients are accumulated over."""
+    schedulers = _accumulation_schedulers(trainer)
+    return any(len(set(scheduler.scheduling.values())) > 1 for scheduler in schedulers)
+
+
+def _accumulation_schedulers(trainer: Trainer) -> list[Any]:
+    kind = lightning_of(trainer).callbacks.GradientAccumulationScheduler
+    return [one for one in trainer.callbacks if isinstance(one, kind)]  # type: ignore[attr-defined]
 
 
 def is_fast_dev_run(trainer: Trainer) -> bool:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import functools
 import math
-import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, final
 
 import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from lightning_lth._hidden import modules_in
 from lightning_lth.callbacks import _trainer
 from lightning_lth.callbacks._lightning import lightning_of
 from lightning_lth.learning_rate.batches import (
@@ -23,18 +25,14 @@ from lightning_lth.learning_rate.batches import (
     generators_in,
     stateful_in,
 )
-from lightning_lth.snapshot import Snapshot, undone
+from lightning_lth.snapshot import undone
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
-    from torch.nn import Module
 
+MAX_PASSED_OVER = 10  # batches in a row without a loss
 _INTERNAL = frozenset(vars(torch.nn.Module())) | {"_trainer", "_fabric"}
-_FUNCTIONS = (
-    *(type, types.FunctionType, types.BuiltinFunctionType, types.MethodType),
-    functools.partial,
-)
-_SHARED = (torch.nn.Module, Dataset, DataLoader, torch.optim.Optimizer, *_FUNCTIONS)
+_SHARED = (Module, Dataset, DataLoader, Optimizer)
 
 
 @contextlib.contextmanager
@@ -52,64 +50,87 @@ def trial(trainer: Trainer, loader: Any = None) -> Iterator[Trial]:
     Raises:
         ValueError: If the batches could not be read again by the training that follows.
     """
-    module = trainer.lightning_module
     batches = _Batches(trainer, loader)
-    scaler = getattr(trainer.precision_plugin, "scaler", None)
-    with contextlib.ExitStack() as stack:
-        snapshot = stack.enter_context(
-            undone(
-                module,
-                trainer.optimizers,
-                generators=[g for part in batches.loaders for g in generators_in(part)],
-                extra=[
-                    *(state for part in batches.loaders for state in stateful_in(part)),
-                    *(config.scheduler for config in trainer.lr_scheduler_configs),
-                    *([scaler] if scaler is not None else []),
-                ],
-            )
-        )
-        stack.enter_context(own_attributes(module))
-        stack.enter_context(_trainer.counters_kept(trainer))
-        stack.enter_context(silence(trainer, module))
-        yield Trial(trainer, snapshot, batches)
+    with (
+        _trainer.accumulation_of_epoch(trainer),
+        silence(trainer, trainer.lightning_module),
+        contextlib.closing(Trial(trainer, batches)) as steps,
+    ):
+        yield steps
 
 
 @final
 class Trial:
     """Takes training steps; made by :func:`trial`."""
 
-    def __init__(self, trainer: Trainer, snapshot: Snapshot, batches: _Batches) -> None:
+    def __init__(self, trainer: Trainer, batches: _Batches) -> None:
         self._trainer = trainer
-        self._snapshot = snapshot
         self._batches = batches
-        self._iterator = endless(batches)
+        self._has_loss = False
+        self._begin()
 
     def step(self) -> float:
         """Take one optimizer step, on as many batches as gradients are accumulated over.
 
         Returns:
-            The mean loss of those batches, and over all ranks.
+            The mean loss of those batches, and over all ranks. Batches for which the training step
+            returns None are passed over; NaN if those are many in a row, as where the module
+            guards itself against a loss that is NaN.
 
         Raises:
-            RuntimeError: If the training step gives no loss.
+            RuntimeError: If the training step has never given a loss.
         """
-        total = torch.zeros((), device=self._trainer.strategy.root_device)
-        num_batches = _trainer.batches_per_step(self._trainer)
-        for index in range(num_batches):
-            loss = _trainer.run_training_batch(self._trainer, next(self._iterator), index)
-            if loss is None:
-                raise RuntimeError(
-                    "`training_step` returned no loss, so there is nothing to measure. Return the "
-                    "loss, or a dictionary with the key 'loss'; in manual optimization, too."
-                )
-            total += loss.detach()
-        return float(self._trainer.strategy.reduce(total / num_batches, reduce_op="mean"))
+        for _ in range(MAX_PASSED_OVER):
+            losses = [float(loss) for loss in self._losses() if loss is not None]
+            self._num_steps += 1
+            if losses:
+                self._has_loss = True
+                break
+        if not self._has_loss:
+            raise RuntimeError(
+                "`training_step` returned no loss, so there is nothing to measure. Return the "
+                "loss, or a dictionary with the key 'loss'; in manual optimization, too."
+            )
+        mean = math.fsum(losses) / len(losses) if losses else math.nan
+        own = torch.tensor(mean, device=self._trainer.strategy.root_device)
+        return float(self._trainer.strategy.reduce(own, reduce_op="mean"))
 
     def restart(self) -> None:
         """Go back to the state before the trial, and to the first batch."""
-        self._iterator.close()
-        self._snapshot.restore()
-        self._iterator = endless(self._batches)
+        self.close()
+        self._begin()
+
+    def close(self) -> None:
+        """Go back to the state before the trial."""
+        self._stack.close()
+
+    def _begin(self) -> None:
+        trainer, module, loaders = self._trainer, self._trainer.lightning_module, self._batches.held
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        extra = [
+            *(state for part in loaders for state in stateful_in(part)),
+            *(config.scheduler for config in trainer.lr_scheduler_configs),
+            *([scaler] if scaler is not None else []),
+        ]
+        generators = [one for part in loaders for one in generators_in(part)]
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(
+                undone(module, trainer.optimizers, generators=generators, extra=extra)
+            )
+            stack.enter_context(own_attributes(module, trainer.optimizers))
+            stack.enter_context(_trainer.counters_kept(trainer))
+            self._iterator = stack.enter_context(contextlib.closing(endless(self._batches)))
+            self._stack = stack.pop_all()
+        self._num_steps = 0
+
+    def _losses(self) -> Iterator[Tensor | None]:
+        """The loss of each batch of one optimizer step, under the numbers that training uses."""
+        num_batches = _trainer.batches_per_step(self._trainer)
+        first = self._num_steps * num_batches
+        if not math.isinf(total := self._trainer.num_training_batches):
+            first %= int(total) // num_batches * num_batches
+        for index in range(first, first + num_batches):
+            yield _trainer.run_training_batch(self._trainer, next(self._iterator), index)
 
 
 @final
@@ -121,8 +142,9 @@ class _Batches:
         if loader is not None:
             combined = type(combined)(loader, "max_size_cycle")
         self.loaders = list(combined.flattened)
+        self.held = [*self.loaders, trainer.datamodule]  # type: ignore[attr-defined]  # has hooks
         for part in self.loaders:
-            check_rewindable(part)
+            _check_loader(part)
         self._combine, self._mode = type(combined), combined._mode
         self._structure = combined.iterables
         limit = trainer.num_training_batches if loader is None else math.inf
@@ -132,6 +154,15 @@ class _Batches:
         copies = self._combine(self._structure, self._mode)
         copies.flattened = [_unnoticed(part) for part in self.loaders]
         return islice((batch for batch, _, _ in iter(copies)), self._limit)
+
+
+def _check_loader(loader: Any) -> None:
+    if isinstance(loader, Tensor):
+        raise ValueError(
+            "`dataloader` must be a DataLoader, or several in a list, tuple or dictionary, got "
+            "one with tensors in it. Wrap batches in an object with `__iter__`."
+        )
+    check_rewindable(loader)
 
 
 def _unnoticed(loader: Any) -> Any:
@@ -151,21 +182,22 @@ def _unnoticed(loader: Any) -> Any:
 
 
 @contextlib.contextmanager
-def own_attributes(module: Module) -> Iterator[None]:
-    """Inside, modules have copies of their attributes, such as counters, lists and metrics."""
-    shared: dict[int, Any] = {
-        id(value): value
-        for value in (
-            *module.modules(),
-            *module.parameters(),
-            *module.buffers(),
-            getattr(module, "_trainer", None),
-        )
-    }
-    originals = [(layer, _attributes(layer)) for layer in module.modules()]
+def own_attributes(module: Module, optimizers: Sequence[Optimizer] = ()) -> Iterator[None]:
+    """Inside, modules have copies of their attributes, such as counters, lists and metrics.
+
+    What several attributes share, they share inside, too; and the parameters that are trained.
+    """
+    layers = modules_in(module)
+    kept: list[Any] = [*layers, getattr(module, "_trainer", None)]
+    for layer in layers:
+        kept += [*layer.parameters(recurse=False), *layer.buffers(recurse=False)]
+    for optimizer in optimizers:
+        kept += [one for group in optimizer.param_groups for one in group["params"]]
+    copies = {id(value): value for value in kept}
+    originals = [(layer, _attributes(layer)) for layer in layers]
     for layer, attributes in originals:
         for name, value in attributes.items():
-            vars(layer)[name] = _copied(value, shared)
+            vars(layer)[name] = _copied(value, copies)
     try:
         yield
     finally:
@@ -179,12 +211,16 @@ def _attributes(layer: Module) -> dict[str, Any]:
     return {name: value for name, value in vars(layer).items() if name not in _INTERNAL}
 
 
-def _copied(value: Any, shared: dict[int, Any]) -> Any:
+def _copied(value: Any, copies: dict[int, Any]) -> Any:
+    """A copy, and of what has been copied before the same one."""
     if isinstance(value, _SHARED):
         return value
+    known = set(copies)
     try:
-        return copy.deepcopy(value, dict(shared))
+        return copy.deepcopy(value, copies)
     except Exception:  # e.g. an open file; it cannot be kept from changing
+        for half_made in copies.keys() - known:
+            del copies[half_made]
         return value
 
 

@@ -207,13 +207,13 @@ class CyclicalLR(Callback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set the first rate; in a later round, that of the rewind point."""
-        if not trainer.fit_loop.restarting:
-            self._step = self._steps_at.get(trainer.global_step, trainer.global_step)
+        self._step = self._steps_at.get(trainer.global_step, trainer.global_step)
         self._last_global_step = trainer.global_step
         if not self._ratios:  # once a fit: a cycle may write rates and momenta of 0
             self._ratios = [_rates.group_ratios(trainer, one) for one in trainer.optimizers]
             self._in_use = [_rates.groups_with_momentum(one) for one in trainer.optimizers]
-        self._cycle = self._resolved_cycle(trainer)
+        is_trial = _trainer.is_fast_dev_run(trainer)  # no finder runs, and no cycle fits
+        self._cycle = None if is_trial else self._resolved_cycle(trainer)
         if self.base_momentum is not None:
             _rates.warn_of_idle_momentum(trainer.optimizers, self._in_use)
         self._write(trainer)
@@ -224,7 +224,8 @@ class CyclicalLR(Callback):
         if trainer.global_step == self._last_global_step:
             return  # still accumulating
         self._last_global_step = trainer.global_step
-        _loggers.log_cycle(trainer, *self._values())
+        if self._cycle is not None:
+            _loggers.log_cycle(trainer, *self._values(self._cycle))
         self._step += 1
         if self._step != trainer.global_step:  # with several optimizers
             self._steps_at[trainer.global_step] = self._step
@@ -232,9 +233,8 @@ class CyclicalLR(Callback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """The position, and what the optimizers were before the first cycle; no settings."""
+        """The positions, and what the optimizers were before the first cycle; no settings."""
         return {
-            "step": self._step,
             "steps_at": dict(self._steps_at),
             "ratios": self._ratios,
             "in_use": self._in_use,
@@ -243,7 +243,6 @@ class CyclicalLR(Callback):
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where the checkpoint was."""
-        self._step = state_dict["step"]
         self._steps_at = dict(state_dict["steps_at"])
         self._ratios = state_dict["ratios"]
         self._in_use = state_dict["in_use"]
@@ -268,7 +267,7 @@ class CyclicalLR(Callback):
     def _resolved_cycle(self, trainer: Trainer) -> Cycle:
         base_lr, max_lr = self.base_lr, self.max_lr
         if self._finder is not None:
-            base_lr, max_lr = _range_tests.found_range(self._finder.result)
+            base_lr, max_lr = _range_tests.found_range(self._finder.results)
         assert base_lr is not None
         assert max_lr is not None
         size = self._steps(_rates.steps_per_epoch(trainer) if self.step_unit == "epoch" else 1)
@@ -286,13 +285,13 @@ class CyclicalLR(Callback):
         scale = steps_per_epoch if self.step_unit == "epoch" else 1
         return max(1, round(self.step_size * scale))
 
-    def _values(self) -> tuple[float, float | None]:
-        assert self._cycle is not None
-        momentum = self._cycle.momentum(self._step) if any(self._in_use) else None
-        return self._cycle.rate(self._step), momentum
+    def _values(self, cycle: Cycle) -> tuple[float, float | None]:
+        return cycle.rate(self._step), cycle.momentum(self._step) if any(self._in_use) else None
 
     def _write(self, trainer: Trainer) -> None:
-        rate, momentum = self._values()
+        if self._cycle is None:
+            return
+        rate, momentum = self._values(self._cycle)
         parts = zip(trainer.optimizers, self._ratios, self._in_use, strict=True)
         for optimizer, ratios, groups in parts:
             _rates.set_rates(optimizer, [rate * ratio for ratio in ratios])

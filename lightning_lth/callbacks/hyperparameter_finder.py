@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, final
@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from lightning_lth.callbacks import _arguments, _range_tests, _rates, _trainer
 from lightning_lth.callbacks._lightning import Callback
-from lightning_lth.callbacks._trial import Trial, trial
+from lightning_lth.callbacks._trial import trial
 from lightning_lth.learning_rate.range_test import RangeTest
 from lightning_lth.learning_rate.sweep import restarting_sweep
 
@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 class HyperparameterFinder(Callback):
     """Find a momentum or a weight decay: train a little with each value, undo it, compare.
 
-    Every value starts from the same weights, optimizer state, random states and batches. A ramp, as
-    for the learning rate, would measure nothing: momentum acts over ``1 / (1 - momentum)`` steps.
+    Every value starts from the same weights, optimizer state, random states and batches, and trains
+    at the rate that the schedule is about, the highest of a warm-up or a cycle. A ramp, as for the
+    learning rate, would measure nothing: momentum acts over ``1 / (1 - momentum)`` steps.
     Runs when training starts, and leaves no trace but the value, like :class:`LRFinder`; with both,
     put the LRFinder first.
 
@@ -103,7 +104,7 @@ class HyperparameterFinder(Callback):
         """Refuse what cannot work; forget the last fit."""
         if stage != "fit":
             return
-        _range_tests.refuse_flattened(trainer, self)
+        _range_tests.refuse_incompatible(trainer, self)
         self._groups = []
         if _trainer.is_fresh_start(trainer):
             self._results = {}
@@ -137,24 +138,23 @@ class HyperparameterFinder(Callback):
         self._groups = state_dict["groups"]
 
     def _test(self, trainer: Trainer, optimizer: Optimizer, groups: list[int]) -> RangeTest:
+        rates = [_rates.nominal_rates(trainer, one) for one in trainer.optimizers]
         with trial(trainer, self.dataloader) as steps:
+
+            def step(value: float) -> float:
+                for one, nominal in zip(trainer.optimizers, rates, strict=True):
+                    _rates.set_rates(one, nominal)
+                _rates.set_parameter(optimizer, self.parameter, value, groups)
+                return steps.step()
+
             curve = restarting_sweep(
                 tuple(self.values),
                 self.steps_per_value,
-                self._step_with(steps, optimizer, groups),
+                step,
                 steps.restart,
                 parameter=self.parameter,
             )
         return RangeTest.of(curve, "lowest")
-
-    def _step_with(
-        self, steps: Trial, optimizer: Optimizer, groups: list[int]
-    ) -> Callable[[float], float]:
-        def step(value: float) -> float:
-            _rates.set_parameter(optimizer, self.parameter, value, groups)
-            return steps.step()
-
-        return step
 
 
 def _check_values(parameter: str, values: Sequence[float]) -> None:

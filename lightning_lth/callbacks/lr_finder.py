@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from lightning_lth.callbacks import _arguments, _range_tests, _rates, _trainer
 from lightning_lth.callbacks._lightning import Callback
-from lightning_lth.callbacks._trial import Trial, trial
+from lightning_lth.callbacks._trial import trial
 from lightning_lth.learning_rate.range_test import RangeTest
 from lightning_lth.learning_rate.suggestions import RAMP_RULES, Rule
 from lightning_lth.learning_rate.sweep import Mode, check_ladder, ladder, sweep
@@ -30,8 +30,9 @@ class LRFinder(Callback):
     ``apply=False`` the training that follows is bit-identical to one without the callback. A fit
     that resumes is left alone.
 
-    The rates of parameter groups keep their ratios; rates below are those of the first group. Of a
-    schedule that warms up or cycles, the suggestion becomes the highest rate.
+    The rates of parameter groups keep their ratios; rates below are those of the first group whose
+    rate is not 0. Of a schedule that warms up or cycles, the suggestion becomes the highest rate;
+    of a LambdaLR, that of the factor 1. A rate that is found in a later round holds for that round.
 
     Args:
         min_lr: First rate to try; positive for ``"exponential"``.
@@ -108,7 +109,7 @@ class LRFinder(Callback):
         """Refuse what cannot work; forget the last fit."""
         if stage != "fit":
             return
-        _range_tests.refuse_flattened(trainer, self)
+        _range_tests.refuse_incompatible(trainer, self)
         if _trainer.is_fresh_start(trainer):
             self._results = {}
 
@@ -137,25 +138,51 @@ class LRFinder(Callback):
     def _test(self, trainer: Trainer, optimizer: Optimizer) -> RangeTest:
         ratios = _rates.group_ratios(trainer, optimizer)
         values = ladder(self.min_lr, self.max_lr, self.num_steps, self.mode)
-        with trial(trainer, self.dataloader) as steps:
-            curve = sweep(values, _step_with(steps, optimizer, ratios))
+        with trial(trainer, self.dataloader) as steps, _Setter(optimizer, ratios) as setter:
+
+            def step(rate: float) -> float:
+                setter.set(rate)
+                return steps.step()
+
+            curve = sweep(values, step)
         return RangeTest.of(curve, self.suggestion, ratios=ratios)
 
 
-def _step_with(
-    steps: Trial, optimizer: Optimizer, ratios: Sequence[float]
-) -> Callable[[float], float]:
-    def step(rate: float) -> float:
-        _rates.set_rates(optimizer, [rate * ratio for ratio in ratios])
-        return steps.step()
+@final
+class _Setter:
+    """Sets rates, and sees to it that the next step is taken with them."""
 
-    return step
+    def __init__(self, optimizer: Optimizer, ratios: Sequence[float]) -> None:
+        self._optimizer = optimizer
+        self._ratios = ratios
+        self._expected: list[float] = []
+
+    def __enter__(self) -> _Setter:
+        self._hook = self._optimizer.register_step_pre_hook(self._check)
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        self._hook.remove()
+
+    def set(self, rate: float) -> None:
+        _rates.set_rates(self._optimizer, [rate * ratio for ratio in self._ratios])
+        self._expected = [float(group["lr"]) for group in self._optimizer.param_groups]
+
+    def _check(self, optimizer: Optimizer, *args: Any) -> None:
+        present = [float(group["lr"]) for group in optimizer.param_groups]
+        if self._expected and present != self._expected:
+            raise RuntimeError(
+                f"The module sets the learning rate by itself, in `optimizer_step` or "
+                f"`training_step` say: {self._expected} became {present} before the step, so that "
+                f"there is nothing to find. Leave the rate to a scheduler, or leave out LRFinder."
+            )
+        self._expected = []  # what a module does between several steps on a batch is its own
 
 
 def _apply(trainer: Trainer, optimizer: Optimizer, test: RangeTest) -> None:
     if test.chosen.value is None:
         return
-    before = _rates.nominal_rates(trainer, optimizer)[0]
+    before = _rates.reference_rate(_rates.nominal_rates(trainer, optimizer))
     if before > 0:
         _rates.scale_rates(trainer, optimizer, test.chosen.value / before)
     else:

@@ -233,6 +233,8 @@ def _lowest(curve: Curve) -> Suggestion:
     finite = [i for i, loss in enumerate(curve.losses) if math.isfinite(loss)]
     if not finite:
         return Suggestion(None, "lowest", "the curve has no finite point")
+    if len(curve) > 1 and len(set(curve.losses)) == 1:
+        return Suggestion(None, "lowest", "all values have the same loss")
     index = min(finite, key=lambda i: curve.losses[i])
     return Suggestion(curve.values[index], "lowest", index=index)
 
