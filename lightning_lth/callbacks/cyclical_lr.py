@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 class CyclicalLR(Callback):
     """Let the learning rate rise and fall in cycles, and the momentum against it.
 
-    Counts optimizer steps, whatever the accumulation. Rates are those of the first parameter group;
-    the others keep their ratio to it. Each pruning round goes through the same cycles. A resumed
-    fit goes on in the cycle, with the settings given now.
+    Counts optimizer steps, whatever the accumulation; several in one batch count once. Rates are
+    those of the first parameter group that has one; the others keep their ratio to it. Each pruning
+    round goes through the same cycles. A resumed fit goes on in the cycle, with the settings given
+    now.
 
     Args:
         base_lr: Lowest rate.

@@ -150,7 +150,7 @@ class LRFinder(Callback):
 
 @final
 class _Setter:
-    """Sets rates, and sees to it that the next step is taken with them."""
+    """Sets rates, and sees to it that the next step was taken with them."""
 
     def __init__(self, optimizer: Optimizer, ratios: Sequence[float]) -> None:
         self._optimizer = optimizer
@@ -158,7 +158,7 @@ class _Setter:
         self._expected: list[float] = []
 
     def __enter__(self) -> _Setter:
-        self._hook = self._optimizer.register_step_pre_hook(self._check)
+        self._hook = self._optimizer.register_step_post_hook(self._check)
         return self
 
     def __exit__(self, *args: object) -> None:
@@ -173,7 +173,7 @@ class _Setter:
         if self._expected and present != self._expected:
             raise RuntimeError(
                 f"The module sets the learning rate by itself, in `optimizer_step` or "
-                f"`training_step` say: {self._expected} became {present} before the step, so that "
+                f"`training_step` say: {self._expected} became {present} before a step, so that "
                 f"there is nothing to find. Leave the rate to a scheduler, or leave out LRFinder."
             )
         self._expected = []  # what a module does between several steps on a batch is its own

@@ -44,11 +44,11 @@ class RangeTest:
     """What a range test measured, and what follows from it.
 
     Attributes:
-        curve: The loss at each value; values are those of the first parameter group.
+        curve: The loss at each value; of rates, those of the first parameter group that has one.
         suggestions: Rule to suggestion.
         chosen: The one that was asked for.
         range: Base and maximum for a cyclical schedule.
-        ratios: Value of each parameter group over that of the first; the test kept them.
+        ratios: Rate of each parameter group over that of this one; the test kept them.
 
     Examples:
         >>> print(RangeTest.of(Curve("lr", (0.1, 0.2), (2.0, 1.0)), "valley"))

@@ -8,7 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, LearningRateMonitor
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
@@ -175,6 +175,34 @@ def test_the_unit_may_be_epochs() -> None:
     )
 
 
+def test_a_schedule_of_the_accumulation() -> None:
+    cycles = CyclicalLR(0.1, 0.4, step_size=1.5, step_unit="epoch")  # 2 steps each: 3 steps
+    watcher = fit(cycles, GradientAccumulationScheduler({0: 4}), max_epochs=3)
+    assert watcher.rates == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.3, 0.2])
+    cycles = CyclicalLR(0.1, 0.4, step_size=2, policy="one_cycle")
+    assert fit(cycles, GradientAccumulationScheduler({0: 4}), max_epochs=3).rates[-1] < 0.001
+    for cycles, message in (
+        (CyclicalLR(0.1, 0.4, step_size=1, step_unit="epoch"), "Use `step_unit='step'`"),
+        (CyclicalLR(0.1, 0.4, step_size=2, policy="one_cycle"), "Set `max_steps`, and `max_ep"),
+    ):
+        with pytest.raises(ValueError, match=rf"GradientAccumulationScheduler.*{message}"):
+            fit(cycles, GradientAccumulationScheduler({0: 1, 1: 2}), max_epochs=3)
+
+
+def test_groups_that_join_later_are_refused() -> None:
+    class Unfreezing(Classifier):
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.net[3].parameters(), lr=0.1, momentum=0.9)
+
+        def on_train_epoch_start(self) -> None:
+            if self.current_epoch == 1:
+                group = {"params": self.net[0].parameters()}
+                self.trainer.optimizers[0].add_param_group(group)
+
+    with pytest.raises(ValueError, match=r"SGD had 1 parameter groups.*has 2 now"):
+        fit(CyclicalLR(0.1, 0.4, step_size=3), module=Unfreezing())
+
+
 class TwoOptimizers(Classifier):
     def __init__(self) -> None:
         super().__init__()
@@ -333,6 +361,21 @@ def test_found_rates_go_with_every_other_setting() -> None:
     assert momenta == pytest.approx([0.9, 0.7, 0.5])
     with pytest.raises(ValueError, match="`gamma`"):
         CyclicalLR.from_finder(finder, step_size=4, policy="exp_range", gamma=2.0)
+
+
+def test_a_trial_run_leaves_the_rate() -> None:
+    finder = LRFinder()
+    for callbacks in (
+        [finder, CyclicalLR.from_finder(finder, step_size=3)],
+        [CyclicalLR(0.2, 0.4, step_size=3, policy="one_cycle")],
+    ):
+        assert fit(*callbacks, fast_dev_run=True).rates == [0.1]
+
+
+def test_a_range_test_that_has_not_run() -> None:
+    finder = LRFinder(rounds=(1,))
+    with pytest.raises(RuntimeError, match="has not run: it tests at the start of its `rounds`"):
+        fit(finder, CyclicalLR.from_finder(finder, step_size=3))
 
 
 def test_the_range_test_must_come_first() -> None:

@@ -49,6 +49,42 @@ def test_nothing_is_different_afterwards(parameter: Any, optimizer: Any) -> None
     assert len(finder.result.curve) == 2
 
 
+def test_counters_start_anew_with_every_value() -> None:
+    seen: list[tuple[int, int, int]] = []
+
+    class Annealed(Classifier):
+        count = 0
+
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+            self.count += 1
+            seen.append((self.count, self.global_step, batch_idx))
+            return super().training_step(batch, batch_idx)
+
+    finder = HyperparameterFinder("momentum", [0.5, 0.9], steps_per_value=3)
+    trainer(finder, max_epochs=1, limit_train_batches=3).fit(Annealed(), loader(), loader())
+    assert seen == [(1, 0, 0), (2, 1, 1), (3, 2, 2)] * 3  # two values, and the training
+
+
+def test_a_warm_up_is_tried_at_its_highest_rate() -> None:
+    def warm_up(module: Any, optimizer: torch.optim.Optimizer) -> Any:
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: min(epoch, 1))
+
+    curves = []
+    for scheduler in (None, warm_up):
+        finder = HyperparameterFinder("momentum", [0.2, 0.9], steps_per_value=5, apply=False)
+        trainer(finder, max_epochs=1).fit(Classifier(None, scheduler), loader(), loader())
+        curves.append(finder.result.curve)
+    assert curves[0] == curves[1]
+
+
+def test_values_that_make_no_difference_are_not_chosen() -> None:
+    finder = HyperparameterFinder("momentum", [0.2, 0.5], steps_per_value=1)  # loss before the step
+    module = Classifier()
+    trainer(finder, max_epochs=1).fit(module, loader(), loader())
+    assert finder.result.chosen.reason == "all values have the same loss"
+    assert module.trainer.optimizers[0].param_groups[0]["momentum"] == 0.9
+
+
 def test_groups_without_weight_decay_stay_so() -> None:
     def groups(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         first, *others = parameters

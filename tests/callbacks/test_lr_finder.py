@@ -14,7 +14,11 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor
+from lightning.pytorch.callbacks import (
+    EarlyStopping,
+    GradientAccumulationScheduler,
+    LearningRateMonitor,
+)
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
@@ -129,6 +133,85 @@ def assert_same(first: Any, second: Any, path: str = "") -> None:
             assert_same(*pair, f"{path}.{index}")
     else:
         assert first == second, path
+
+
+class Tally:
+    """Passed around between layers, as auxiliary losses are."""
+
+    def __init__(self) -> None:
+        self.losses: list[Tensor] = []
+        self.count = 0
+
+    def add(self, loss: Tensor) -> None:
+        self.losses.append(loss)
+        self.count += 1
+
+
+class Auxiliary(nn.Linear):
+    tally: Tally
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs = super().forward(inputs)
+        self.tally.add(outputs.square().mean())
+        return outputs
+
+
+class Secretive(Busy):
+    """Keeps state where neither its state dict nor its own attributes show it."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        vars(self)["teacher"] = network(1)
+        self.averages = [copy.deepcopy(self.net)]  # in a list, to hide it from the optimizer
+        self.auxiliary = Auxiliary(6, 6)
+        self.auxiliary.tally = self.tally = Tally()
+        self.add, self.send = self.tally.add, self.log
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        self.tally.losses.clear()
+        self.auxiliary(batch[0])
+        loss = super().training_step(batch, batch_idx) + torch.stack(self.tally.losses).sum()
+        self.add(loss.detach())
+        pairs = zip(self.averages[0].parameters(), self.net.parameters(), strict=True)
+        with torch.no_grad():
+            for average, present in pairs:
+                average.lerp_(present, 0.1)
+        self.send("sent", loss, on_step=False, on_epoch=True)
+        return loss + (self.teacher(batch[0]) - self.averages[0](batch[0])).square().mean()
+
+    def on_train_epoch_end(self) -> None:
+        self.hooks += [str(self.tally.count), str(self.teacher[1].running_mean.tolist())]
+
+
+class Augmentation(pl.LightningDataModule):
+    """Augments whole batches, from a generator of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(0)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return loader()
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return loader()
+
+    def on_after_batch_transfer(self, batch: list[Tensor], dataloader_idx: int) -> list[Tensor]:
+        return [batch[0] + torch.rand((), generator=self.generator), batch[1]]
+
+
+def test_what_a_module_hides_is_as_before() -> None:
+    finder = LRFinder(num_steps=20, max_lr=0.3, apply=False)
+    assert_same(everything(make=Secretive), everything(finder, make=Secretive))
+
+
+def test_hooks_of_the_data_notice_nothing() -> None:
+    ends = []
+    for finders in ([], [LRFinder(num_steps=20, max_lr=0.3, apply=False)]):
+        module = Classifier()
+        trainer(*finders, max_epochs=1).fit(module, datamodule=Augmentation())
+        ends.append(weights(module))
+    assert_equal(*ends)
 
 
 def drawn() -> DataLoader[Any]:
@@ -254,6 +337,38 @@ def test_an_epoch_shorter_than_the_accumulation_is_one_step() -> None:
     assert finder.result.curve.losses == pytest.approx(expected, rel=1e-5)
 
 
+def test_a_schedule_of_the_accumulation_is_followed() -> None:
+    curves = []
+    schedule = GradientAccumulationScheduler({0: 3, 1: 1})
+    for others, kwargs in (([], {"accumulate_grad_batches": 3}), ([schedule], {})):
+        finder = LRFinder(1e-3, 0.1, 10, apply=False)
+        trainer(finder, *others, max_epochs=1, **kwargs).fit(Classifier(), loader(), loader())
+        curves.append(finder.result.curve)
+    assert curves[0] == curves[1]
+
+
+@pytest.mark.filterwarnings("ignore:`training_step` returned `None`")
+def test_batches_without_a_loss_are_passed_over() -> None:
+    class Guarded(Classifier):
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Any:
+            loss = super().training_step(batch, batch_idx)
+            return loss.view(1) if batch_idx != 1 and torch.isfinite(loss) else None
+
+    curves = []
+    for make, limit in ((Guarded, 3), (Classifier, 2)):
+        torch.manual_seed(0)
+        used = [batch for index, batch in enumerate(loader()) if index != 1]
+        batches = loader() if make is Guarded else DataLoader(used, batch_size=None)
+        finder = LRFinder(1e-4, 1e-2, 10, apply=False)
+        fitter = trainer(finder, max_epochs=1, limit_train_batches=limit)
+        fitter.fit(make(lambda p: torch.optim.SGD(p, lr=0.1)), batches, loader())
+        curves.append(finder.result.curve)
+    assert curves[0] == curves[1]
+    finder = LRFinder(1e-3, 1e30, 100, apply=False)
+    trainer(finder, max_epochs=1).fit(Guarded(), loader(), loader())
+    assert 10 < len(finder.result.curve) < 100  # it ends where there is no loss any more
+
+
 def test_a_diverging_loss_ends_the_sweep() -> None:
     finder = LRFinder(1e-3, 1e6, 100, apply=False)
     trainer(finder, max_epochs=1).fit(Classifier(), loader(), loader())
@@ -313,6 +428,11 @@ def cosine(module: Any, optimizer: torch.optim.Optimizer) -> Any:
     return {"scheduler": lr_scheduler.CosineAnnealingLR(optimizer, 12), "interval": "step"}
 
 
+def floored(module: Any, optimizer: torch.optim.Optimizer) -> Any:
+    scheduler = lr_scheduler.CosineAnnealingLR(optimizer, 12, eta_min=0.05)
+    return {"scheduler": scheduler, "interval": "step"}
+
+
 def cyclic(module: Any, optimizer: torch.optim.Optimizer) -> Any:
     scheduler = lr_scheduler.CyclicLR(optimizer, 0.1, 0.4, step_size_up=3)
     return {"scheduler": scheduler, "interval": "step"}
@@ -348,6 +468,7 @@ def groups(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         (warm_up, 0.1),
         (one_cycle, 0.4),
         (cosine, 0.1),
+        (floored, 0.1),
         (cyclic, 0.4),
         (sequential, 0.1),
     ],
@@ -404,6 +525,43 @@ def test_a_rate_that_is_a_tensor_stays_the_same_tensor() -> None:
     trainer(finder, max_epochs=1).fit(module, loader(), loader())
     assert module.trainer.optimizers[0].param_groups[0]["lr"] is rate
     assert float(rate) == pytest.approx(finder.result.chosen.value)
+
+
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_groups_that_share_a_rate_or_have_none(is_shared: bool) -> None:
+    rate = torch.tensor(0.1)
+
+    def make(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        rates = [rate, rate] if is_shared else [0.0, 0.1]
+        pairs = zip(rates, (parameters[:1], parameters[1:]), strict=True)
+        groups = [{"params": some, "lr": rate} for rate, some in pairs]
+        return torch.optim.Adam(groups, foreach=False)
+
+    module, finder = Classifier(make), LRFinder(1e-3, 10, 100)
+    trainer(finder, max_epochs=1).fit(module, loader(), loader())
+    chosen = finder.result.chosen.value
+    found = [float(group["lr"]) for group in module.trainer.optimizers[0].param_groups]
+    assert found == pytest.approx([chosen if is_shared else 0.0, chosen])
+
+
+@pytest.mark.parametrize("hook", ["optimizer_step", "training_step"])
+def test_a_module_that_sets_the_rate_itself_is_refused(hook: str) -> None:
+    class Own(Classifier):
+        def set_rate(self) -> None:
+            self.trainer.optimizers[0].param_groups[0]["lr"] = 0.01
+
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+            if hook == "training_step":
+                self.set_rate()
+            return super().training_step(batch, batch_idx)
+
+        def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, closure: Any) -> None:
+            if hook == "optimizer_step":
+                self.set_rate()
+            optimizer.step(closure=closure)
+
+    with pytest.raises(RuntimeError, match=r"sets the learning rate by itself.*leave out LRFinder"):
+        trainer(LRFinder(), max_epochs=1).fit(Own(), loader(), loader())
 
 
 def test_a_trial_run_has_no_range_test() -> None:
@@ -480,6 +638,36 @@ def test_manual_optimization(make: Callable[[], Busy]) -> None:
     assert_same(everything(make=make), everything(finder, make=make))
     assert len(finder.results[0]) == (2 if make is TwoOptimizers else 1)
     assert all(len(test.curve) == 30 for test in finder.results[0])
+
+
+def test_manual_accumulation_sees_the_numbers_of_training() -> None:
+    """Against a loop in plain torch that steps with every third batch."""
+
+    class Accumulating(Classifier):
+        automatic_optimization = False
+
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+            loss = super().training_step(batch, batch_idx)
+            self.manual_backward(loss)
+            if (batch_idx + 1) % 3 == 0 or self.trainer.is_last_batch:
+                self.optimizers().step()  # type: ignore[union-attr]
+                self.optimizers().zero_grad()  # type: ignore[union-attr]
+            return loss
+
+    finder = LRFinder(1e-3, 0.1, 15, apply=False)
+    fitter = trainer(finder, max_epochs=1, limit_train_batches=5)
+    fitter.fit(Accumulating(), loader(), loader())
+    net, expected = network(), []
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    for step, (inputs, labels) in enumerate(list(loader())[:5] * 3):
+        optimizer.param_groups[0]["lr"] = 1e-3 * 100 ** (step / 14)
+        loss = nn.functional.cross_entropy(net(inputs), labels)
+        loss.backward()
+        expected.append(float(loss.detach()))
+        if step % 5 in (2, 4):
+            optimizer.step()
+            optimizer.zero_grad()
+    assert finder.result.curve.losses == pytest.approx(expected, rel=1e-5)
 
 
 def test_each_of_several_optimizers_gets_its_own_rate() -> None:
@@ -608,6 +796,19 @@ def test_what_can_be_read_only_once_needs_a_loader() -> None:
     trainer(finder, max_epochs=1).fit(module, DataLoader(Once(), batch_size=8), loader())
     assert len(finder.result.curve) == 20
     assert module.counter == 6
+
+
+@pytest.mark.filterwarnings("ignore:You are using the `dataloader_iter` step flavor")
+def test_what_gives_no_batches_to_a_step_is_refused() -> None:
+    class Fetching(Classifier):
+        def training_step(self, dataloader_iter: Any) -> Tensor:  # type: ignore[override]
+            return super().training_step(next(dataloader_iter)[0], 0)
+
+    with pytest.raises(ValueError, match="LRFinder cannot give a `training_step` that takes a `da"):
+        trainer(LRFinder(), max_epochs=1).fit(Fetching(), loader(), loader())
+    finder = LRFinder(dataloader=list(loader()))
+    with pytest.raises(ValueError, match="got one with tensors in it"):
+        trainer(finder, max_epochs=1).fit(Classifier(), loader(), loader())
 
 
 @pytest.mark.parametrize("persistent", [True, False])
