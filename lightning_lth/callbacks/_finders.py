@@ -13,12 +13,17 @@ if TYPE_CHECKING:
     from lightning.pytorch import Callback
 
 
-def check_order(callbacks: Sequence[Callback], cycles: Callback, finder: LRFinder) -> None:
+def check_order(callbacks: Sequence[Callback], cycles: Callback, finder: LRFinder | None) -> None:
     """The finder must have run when the first rate is set.
 
     Raises:
-        ValueError: If it does not stand before.
+        ValueError: If there is none, or it does not stand before.
     """
+    if finder is None:
+        raise ValueError(
+            "`base_lr` and `max_lr` must be given, or found by "
+            "`CyclicalLR.from_finder(finder, ...)`."
+        )
     if [one for one in callbacks if one is cycles or one is finder] != [finder, cycles]:
         raise ValueError(
             "The LRFinder of CyclicalLR must stand before it in the same Trainer: "

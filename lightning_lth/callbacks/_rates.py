@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, final
 
 from torch import Tensor
 
 from lightning_lth.callbacks import _trainer
 
 if TYPE_CHECKING:
-    from lightning.pytorch import LightningModule, Trainer
+    from lightning.pytorch import Callback, LightningModule, Trainer
     from torch.optim import Optimizer
 
 NEVER = 2**62  # as the frequency of a scheduler that rests
@@ -90,6 +90,69 @@ def scale_rates(trainer: Trainer, optimizer: Optimizer, factor: float) -> None:
                 setattr(scheduler, name, [float(rate) * factor for rate in value])
             elif value is not None:
                 setattr(scheduler, name, float(value) * factor)
+
+
+@final
+class Setter:
+    """Sets the rates of an optimizer, and sees to it that the next step is taken with them.
+
+    Args:
+        trainer: Takes the steps. Those on trial, in which other callbacks take no part, are not
+            minded by a setter whose rates are from before.
+        callback: Whose rates they are.
+        optimizer: Gets them.
+        ratios: Rate of each group over the one that is set.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        callback: Callback,
+        optimizer: Optimizer,
+        ratios: Sequence[float],
+    ) -> None:
+        self.optimizer = optimizer
+        self._trainer = trainer
+        self._name = type(callback).__name__
+        self._ratios = ratios
+        self._expected: list[Any] = []
+        self._callbacks: Any = None
+        self._hook: Any = None
+        if hasattr(optimizer, "_optimizer_step_post_hooks"):  # not all wrappers have them
+            self._hook = optimizer.register_step_post_hook(self._check)
+
+    def set(self, rate: float) -> None:
+        """Set the rate of each group.
+
+        Raises:
+            ValueError: If groups have been added.
+        """
+        set_rates(self.optimizer, [rate * ratio for ratio in self._ratios])
+        self._expected = _plain_rates(self.optimizer)
+        self._callbacks = self._trainer.callbacks  # type: ignore[attr-defined]
+
+    def close(self) -> None:
+        """Take the hook away."""
+        if self._hook is not None:
+            self._hook.remove()
+
+    def _check(self, *args: Any) -> None:
+        if not self._expected or self._trainer.callbacks is not self._callbacks:  # type: ignore[attr-defined]
+            return
+        present = _plain_rates(self.optimizer)
+        if present[: len(self._expected)] != self._expected:
+            raise RuntimeError(
+                f"{self._name} set the learning rates {self._expected}, which became {present} "
+                f"before the step was taken. Does the module set them too, in `optimizer_step` or "
+                f"with a scheduler of its own? Take that away, or leave out {self._name}."
+            )
+        self._expected = []  # further steps on the same batch are the module's own affair
+
+
+def _plain_rates(optimizer: Optimizer) -> list[Any]:
+    """Present rates; of tensors None, because reading one may wait for a GPU."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    return [None if isinstance(rate, Tensor) else rate for rate in rates]
 
 
 def groups_with_momentum(optimizer: Optimizer) -> list[int]:

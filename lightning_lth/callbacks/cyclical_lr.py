@@ -26,8 +26,7 @@ class CyclicalLR(Callback):
 
     Counts optimizer steps, whatever the accumulation; several in one batch count once. Rates are
     those of the first parameter group that has one; the others keep their ratio to it. Each pruning
-    round goes through the same cycles. A resumed fit goes on in the cycle, with the settings given
-    now.
+    round goes through the same cycles. A resumed fit goes on in them, with the settings given now.
 
     Args:
         base_lr: Lowest rate.
@@ -97,6 +96,7 @@ class CyclicalLR(Callback):
         self._cycle: Cycle | None = None
         self._ratios: list[list[float]] = []
         self._in_use: list[list[int]] = []
+        self._setters: list[_rates.Setter] = []
         self._last_global_step = 0
         self._replaced: list[Any] = []
         if (base_lr is None) != (max_lr is None):
@@ -181,13 +181,8 @@ class CyclicalLR(Callback):
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         cycles_momentum = self.base_momentum is not None
         _finders.refuse_second_setter(callbacks, self._finder, cycles_momentum=cycles_momentum)
-        if self._finder is not None:
+        if self.base_lr is None:
             _finders.check_order(callbacks, self, self._finder)
-        elif self.base_lr is None or self.max_lr is None:
-            raise ValueError(
-                "`base_lr` and `max_lr` must be given, or found by "
-                "`CyclicalLR.from_finder(finder, ...)`."
-            )
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -213,11 +208,14 @@ class CyclicalLR(Callback):
         if not self._ratios:  # once a fit: a cycle may write rates and momenta of 0
             self._ratios = [_rates.group_ratios(trainer, one) for one in trainer.optimizers]
             self._in_use = [_rates.groups_with_momentum(one) for one in trainer.optimizers]
+        if not self._setters:
+            pairs = zip(trainer.optimizers, self._ratios, strict=True)
+            self._setters = [_rates.Setter(trainer, self, *pair) for pair in pairs]
         is_trial = _trainer.is_fast_dev_run(trainer)  # no finder runs, and no cycle fits
         self._cycle = None if is_trial else self._resolved_cycle(trainer)
         if self.base_momentum is not None:
             _rates.warn_of_idle_momentum(trainer.optimizers, self._in_use)
-        self._write(trainer)
+        self._write()
 
     @override
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
@@ -230,7 +228,7 @@ class CyclicalLR(Callback):
         self._step += 1
         if self._step != trainer.global_step:  # with several optimizers
             self._steps_at[trainer.global_step] = self._step
-        self._write(trainer)
+        self._write()
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -252,15 +250,18 @@ class CyclicalLR(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Give the schedulers back; Lightning does not call ``teardown`` then."""
+        """Let the rates go; Lightning does not call ``teardown`` then."""
         self._release(trainer)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give the schedulers back."""
+        """Let the rates go, and give the schedulers back."""
         self._release(trainer)
 
     def _release(self, trainer: Trainer) -> None:
+        for setter in self._setters:
+            setter.close()
+        self._setters = []
         if self._replaced:
             trainer.strategy.lr_scheduler_configs = self._replaced
             self._replaced = []
@@ -289,12 +290,11 @@ class CyclicalLR(Callback):
     def _values(self, cycle: Cycle) -> tuple[float, float | None]:
         return cycle.rate(self._step), cycle.momentum(self._step) if any(self._in_use) else None
 
-    def _write(self, trainer: Trainer) -> None:
+    def _write(self) -> None:
         if self._cycle is None:
             return
         rate, momentum = self._values(self._cycle)
-        parts = zip(trainer.optimizers, self._ratios, self._in_use, strict=True)
-        for optimizer, ratios, groups in parts:
-            _rates.set_rates(optimizer, [rate * ratio for ratio in ratios])
+        for setter, groups in zip(self._setters, self._in_use, strict=True):
+            setter.set(rate)
             if momentum is not None:
-                _rates.set_momentum(optimizer, momentum, groups)
+                _rates.set_momentum(setter.optimizer, momentum, groups)

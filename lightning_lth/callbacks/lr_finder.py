@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -138,7 +139,8 @@ class LRFinder(Callback):
     def _test(self, trainer: Trainer, optimizer: Optimizer) -> RangeTest:
         ratios = _rates.group_ratios(trainer, optimizer)
         values = ladder(self.min_lr, self.max_lr, self.num_steps, self.mode)
-        with trial(trainer, self.dataloader) as steps, _Setter(optimizer, ratios) as setter:
+        setter = _rates.Setter(trainer, self, optimizer, ratios)
+        with trial(trainer, self.dataloader) as steps, contextlib.closing(setter):
 
             def step(rate: float) -> float:
                 setter.set(rate)
@@ -146,37 +148,6 @@ class LRFinder(Callback):
 
             curve = sweep(values, step)
         return RangeTest.of(curve, self.suggestion, ratios=ratios)
-
-
-@final
-class _Setter:
-    """Sets rates, and sees to it that the next step was taken with them."""
-
-    def __init__(self, optimizer: Optimizer, ratios: Sequence[float]) -> None:
-        self._optimizer = optimizer
-        self._ratios = ratios
-        self._expected: list[float] = []
-
-    def __enter__(self) -> _Setter:
-        self._hook = self._optimizer.register_step_post_hook(self._check)
-        return self
-
-    def __exit__(self, *args: object) -> None:
-        self._hook.remove()
-
-    def set(self, rate: float) -> None:
-        _rates.set_rates(self._optimizer, [rate * ratio for ratio in self._ratios])
-        self._expected = [float(group["lr"]) for group in self._optimizer.param_groups]
-
-    def _check(self, optimizer: Optimizer, *args: Any) -> None:
-        present = [float(group["lr"]) for group in optimizer.param_groups]
-        if self._expected and present != self._expected:
-            raise RuntimeError(
-                f"The module sets the learning rate by itself, in `optimizer_step` or "
-                f"`training_step` say: {self._expected} became {present} before a step, so that "
-                f"there is nothing to find. Leave the rate to a scheduler, or leave out LRFinder."
-            )
-        self._expected = []  # what a module does between several steps on a batch is its own
 
 
 def _apply(trainer: Trainer, optimizer: Optimizer, test: RangeTest) -> None:

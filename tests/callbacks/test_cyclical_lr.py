@@ -328,6 +328,34 @@ def test_there_is_one_owner_of_the_rate() -> None:
     ]
 
 
+def test_finders_that_only_look_may_stand_behind() -> None:
+    values = [0.2, 0.5]
+    watcher = fit(
+        CyclicalLR(0.1, 0.4, step_size=3),
+        LRFinder(1e-3, 10, 20, apply=False),
+        HyperparameterFinder("momentum", values, steps_per_value=3, apply=False),
+    )
+    assert watcher.rates == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.3, 0.2] * 2)
+
+
+def test_a_scheduler_that_the_module_steps_itself_is_refused() -> None:
+    class Own(Classifier):
+        def configure_optimizers(self) -> Any:
+            optimizer = torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+            self.scheduler = lr_scheduler.ExponentialLR(optimizer, 0.9)
+            return optimizer
+
+        def on_train_batch_end(self, *args: Any) -> None:
+            self.scheduler.step()
+
+    module = Own()
+    with pytest.raises(RuntimeError, match=r"CyclicalLR set the learning rates \[0.2\], which"):
+        fit(CyclicalLR(0.1, 0.4, step_size=3), module=module)
+    optimizer = module.trainer.optimizers[0]
+    optimizer.param_groups[0]["lr"] = 7.0
+    optimizer.step()  # nothing watches it any more
+
+
 def test_schedulers_are_given_back_after_an_exception() -> None:
     class Failing(Classifier):
         def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
