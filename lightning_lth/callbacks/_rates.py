@@ -251,12 +251,16 @@ def steps_per_epoch(trainer: Trainer) -> int:
         return math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
 
 
-def total_steps(trainer: Trainer) -> int:
+def total_steps(trainer: Trainer, least: int) -> int:
     """Optimizer steps of the training; those of several optimizers in one batch count once.
+
+    A trial run is taken for a training of the least number of steps.
 
     Raises:
         ValueError: If its length is not known.
     """
+    if _trainer.is_fast_dev_run(trainer):
+        return least
     if len(trainer.optimizers) > 1 and trainer.max_steps != -1:
         raise ValueError(
             f"policy='one_cycle' needs a training of known length, but `max_steps="

@@ -211,8 +211,8 @@ class CyclicalLR(Callback):
         if not self._setters:
             pairs = zip(trainer.optimizers, self._ratios, strict=True)
             self._setters = [_rates.Setter(trainer, self, *pair) for pair in pairs]
-        is_trial = _trainer.is_fast_dev_run(trainer)  # no finder runs, and no cycle fits
-        self._cycle = None if is_trial else self._resolved_cycle(trainer)
+        is_blind = self._finder is not None and _trainer.is_fast_dev_run(trainer)  # it did not run
+        self._cycle = None if is_blind else self._resolved_cycle(trainer)
         if self.base_momentum is not None:
             _rates.warn_of_idle_momentum(trainer.optimizers, self._in_use)
         self._write()
@@ -273,7 +273,7 @@ class CyclicalLR(Callback):
         assert base_lr is not None
         assert max_lr is not None
         size = self._steps(_rates.steps_per_epoch(trainer) if self.step_unit == "epoch" else 1)
-        total = _rates.total_steps(trainer) if self.policy == "one_cycle" else 0
+        total = _rates.total_steps(trainer, 2 * size + 2) if self.policy == "one_cycle" else 0
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the constructor has warned of idle settings
             return self._settings().cycle(base_lr, max_lr, size, total)

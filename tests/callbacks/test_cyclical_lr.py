@@ -391,13 +391,12 @@ def test_found_rates_go_with_every_other_setting() -> None:
         CyclicalLR.from_finder(finder, step_size=4, policy="exp_range", gamma=2.0)
 
 
-def test_a_trial_run_leaves_the_rate() -> None:
-    finder = LRFinder()
-    for callbacks in (
-        [finder, CyclicalLR.from_finder(finder, step_size=3)],
-        [CyclicalLR(0.2, 0.4, step_size=3, policy="one_cycle")],
-    ):
-        assert fit(*callbacks, fast_dev_run=True).rates == [0.1]
+def test_trial_runs() -> None:
+    finder = LRFinder()  # does not run
+    cycles = CyclicalLR.from_finder(finder, step_size=3)
+    assert fit(finder, cycles, fast_dev_run=True).rates == [0.1]
+    cycles = CyclicalLR(0.2, 0.4, step_size=3, policy="one_cycle")  # of 8 steps, at least
+    assert fit(cycles, fast_dev_run=2).rates == pytest.approx([0.2, 0.2 + 0.2 / 3])
 
 
 def test_a_range_test_that_has_not_run() -> None:
