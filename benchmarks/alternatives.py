@@ -1,8 +1,9 @@
 """What alternatives do to a training, beside us: the claims of the README's table, shown.
 
 Run:
-    python benchmarks/alternatives.py          # a minute
-    python benchmarks/alternatives.py --check  # exit 1 if a row is not as the README says
+    python benchmarks/alternatives.py          # under a minute
+    python benchmarks/alternatives.py --check  # ... and exit 1 if a row is not as the README says
+    python benchmarks/alternatives.py --quick  # the same
 
 A perceptron on scikit-learn's digits, three trainings of one epoch, half of the weights pruned
 between them. Each row is read at the start of each training, the last two at the end as well.
@@ -117,9 +118,9 @@ def run(callback: Callback, hook: str, max_epochs: int) -> dict[str, str]:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true")
-    parser.add_argument("--quick", action="store_true", help="the same: it takes seconds")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="exit 1 if a row is otherwise")
+    parser.add_argument("--quick", action="store_true", help="the same")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)

@@ -217,8 +217,8 @@ def memory_growth(steps: int) -> float:
 def main() -> None:
     """Measure, print, and check."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true")
-    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--check", action="store_true", help="exit 1 if a target is missed")
+    parser.add_argument("--quick", action="store_true", help="a quarter of the width")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     width, repetitions, steps = (16, 1, 8) if arguments.quick else (64, 5, 7)
