@@ -20,7 +20,8 @@ def test_the_example_finds_and_saves_a_ticket(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (code,) = re.findall(r"^```python\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
-    code = code.replace("max_epochs=5", "max_epochs=1, accelerator='cpu'")
+    quick = "max_epochs=1, accelerator='cpu', logger=False, enable_checkpointing=False"
+    code = code.replace("max_epochs=5", quick)
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         exec(compile(code, "README.md", "exec"), {"__name__": "__main__"})
