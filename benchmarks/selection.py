@@ -139,7 +139,7 @@ def peak_extra_memory(divisor: float) -> float:
 
 
 def measure_own_memory(divisor: float) -> float:
-    """What :func:`peak_extra_memory` runs in the fresh process."""
+    """What ``peak_extra_memory`` runs in the fresh process."""
     weights = vgg16_weights(divisor)
     masks = Masks.dense(weights)
     masks_bytes = masks.num_weights

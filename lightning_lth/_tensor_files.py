@@ -46,7 +46,7 @@ def write_file(
         path: The file; it is replaced if it exists, and its folders are made.
         tensors: Contiguous CPU tensors that share no memory.
         description: Stored beside the tensors.
-        kind: What the file holds; :func:`read_file` refuses others.
+        kind: What the file holds; ``read_file`` refuses others.
 
     Raises:
         IsADirectoryError: If ``path`` is a folder.
@@ -63,7 +63,7 @@ def write_file(
 
 
 def read_file(path: Path, *, kind: str = "ticket") -> tuple[dict[str, Tensor], str]:
-    """The tensors and the description that :func:`write_file` wrote.
+    """The tensors and the description that ``write_file`` wrote.
 
     Raises:
         FileNotFoundError: If there is no such file.

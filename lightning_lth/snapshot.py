@@ -110,9 +110,9 @@ def undone(
 
     Args:
         module: May be trained inside.
-        optimizers: As for :meth:`Snapshot.take`.
-        generators: As for :meth:`Snapshot.take`.
-        extra: As for :meth:`Snapshot.take`.
+        optimizers: As for ``Snapshot.take``.
+        generators: As for ``Snapshot.take``.
+        extra: As for ``Snapshot.take``.
 
     Yields:
         The snapshot, to go back in between as well.

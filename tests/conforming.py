@@ -127,7 +127,7 @@ class Project(Classifier):
 
 
 class Stream(IterableDataset[Any]):
-    """The samples of :func:`tests.callbacks.modules.data`, without a length."""
+    """The samples of ``tests.callbacks.modules.data``, without a length."""
 
     def __iter__(self) -> Any:
         yield from data()

@@ -49,7 +49,7 @@ def rehearsal(module: LightningModule) -> LightningModule:
 
 
 def training_step(trainer: Trainer, module: LightningModule, batch: Any) -> Any:
-    """Run one training step of a :func:`rehearsal`; what it logs goes nowhere.
+    """Run one training step of a ``rehearsal``; what it logs goes nowhere.
 
     Raises:
         LookupError: If the step takes an iterator instead of a batch, or steps its optimizers.

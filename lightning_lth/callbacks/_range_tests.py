@@ -88,7 +88,7 @@ def state_of(results: Results) -> dict[str, Any]:
 
 
 def results_from(state_dict: Mapping[str, Any]) -> Results:
-    """The results that :func:`state_of` described."""
+    """The results that ``state_of`` described."""
     return {
         int(round_): [RangeTest.from_dict(test) for test in tests]
         for round_, tests in state_dict["results"].items()

@@ -54,7 +54,7 @@ def replace_fit_loop_run(trainer: Trainer, run: Callable[[Callable[[], None]], N
 
 
 def restore_fit_loop_run(trainer: Trainer) -> None:
-    """Undo :func:`replace_fit_loop_run`; does nothing where it was not called."""
+    """Undo ``replace_fit_loop_run``; does nothing where it was not called."""
     for loop, name in ((trainer.fit_loop, "run"), (trainer.fit_loop.epoch_loop, "reset")):
         vars(loop).pop(name, None)  # the instance attribute; the method of the class shows again
 

@@ -87,7 +87,7 @@ class StoppingState:
 
     @classmethod
     def from_state_dict(cls, monitor: str, mode: Mode, state: Mapping[str, Any]) -> StoppingState:
-        """The state that :meth:`state_dict` described."""
+        """The state that ``state_dict`` described."""
         decision, weights = state["decision"], state["best_weights"]
         return cls(
             [Validations.from_state_dict(monitor, mode, one) for one in state["rounds"]],

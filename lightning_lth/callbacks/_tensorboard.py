@@ -38,7 +38,7 @@ class Lines:
 
     Attributes:
         title: Unique in its category.
-        patterns: Regular expressions, from :func:`tag` or :func:`tag_pattern`.
+        patterns: Regular expressions, from ``tag`` or ``tag_pattern``.
     """
 
     title: str

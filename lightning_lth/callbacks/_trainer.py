@@ -167,7 +167,7 @@ def logging_step(trainer: Trainer) -> int:
 def is_logging_step(trainer: Trainer) -> bool:
     """Whether Lightning sends the metrics of the present training batch to the loggers.
 
-    ``log_every_n_steps`` alone would not do: its count is that of :func:`logging_step`, and a step
+    ``log_every_n_steps`` alone would not do: its count is that of ``logging_step``, and a step
     that requests the end is logged, too.
     """
     return trainer._logger_connector.should_update_logs

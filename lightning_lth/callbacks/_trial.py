@@ -61,7 +61,7 @@ def trial(trainer: Trainer, loader: Any = None) -> Iterator[Trial]:
 
 @final
 class Trial:
-    """Takes training steps; made by :func:`trial`."""
+    """Takes training steps; made by ``trial``."""
 
     def __init__(self, trainer: Trainer, batches: _Batches) -> None:
         self._trainer = trainer

@@ -48,7 +48,7 @@ class EarlyStopping(LightningEarlyStopping):
             (False). By default: metrics of the validation when it ends, others when epochs end.
         log_rank_zero_only: Log improvements on rank 0 only.
         stop: Whether to stop at all; False only records, as the papers do.
-        criterion: Instead of ``patience`` and ``min_delta``; see :mod:`lightning_lth.stopping`. The
+        criterion: Instead of ``patience`` and ``min_delta``; see ``lightning_lth.stopping``. The
             thresholds and ``check_finite`` stand beside it.
         restore_best: When training ends, stopped or not, go back to the parameters and buffers of
             the best validation. Not after an exception. With pruning, each round ends so.

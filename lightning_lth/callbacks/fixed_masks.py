@@ -26,7 +26,7 @@ class FixedMasks(Callback):
         masks: For parameters of the module, by name; the other parameters train unmasked.
 
     Raises:
-        TypeError: If ``masks`` is not a :class:`~lightning_lth.Masks`.
+        TypeError: If ``masks`` is not a ``lightning_lth.Masks``.
 
     Examples:
         Train a ticket of another run::

@@ -28,7 +28,7 @@ class HyperparameterFinder(Callback):
     Every value starts from the same weights, optimizer state, random states and batches, and trains
     at the rate that the schedule is about, the highest of a warm-up or a cycle. A ramp, as for the
     learning rate, would measure nothing: momentum acts over ``1 / (1 - momentum)`` steps.
-    Runs when training starts, and leaves no trace but the value, like :class:`LRFinder`; with both,
+    Runs when training starts, and leaves no trace but the value, like ``LRFinder``; with both,
     put the LRFinder first.
 
     Args:

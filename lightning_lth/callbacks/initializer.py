@@ -43,7 +43,7 @@ class Initializer(Callback):
     random states stay as they are. The report goes to TensorBoard's text tab.
 
     Args:
-        scheme: As for :func:`~lightning_lth.initialization.initialize_`: ``"auto"``,
+        scheme: As for ``lightning_lth.initialization.initialize_``: ``"auto"``,
             ``"orthogonal"``, ``"lsuv"``, a rule with arguments, and so on.
         seed: Any integer; by default that of ``seed_everything``.
         example_input: A batch for ``forward``. A tuple gives positional arguments, a dictionary

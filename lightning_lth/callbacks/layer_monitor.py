@@ -37,7 +37,7 @@ class LayerStatsMonitor(Callback):
     While training: how far each batch is from a BatchNorm's running statistics, and from the batch
     before; scales, offsets and dead channels; what Dropout keeps, and the shift of variance that
     it makes. In validations: the shift between training and evaluation. Each problem is told once,
-    with the layer and a remedy, as a warning; all are in :attr:`diagnoses`.
+    with the layer and a remedy, as a warning; all are in ``diagnoses``.
 
     Costs next to nothing but on the steps that are logged. Changes nothing, draws no random
     numbers; measures on rank 0, whose buffers are the true ones.

@@ -41,7 +41,7 @@ class LRFinder(Callback):
         num_steps: Optimizer steps, at most; at least 10.
         mode: ``"exponential"`` for equal ratios, ``"linear"`` for equal differences.
         suggestion: How to read the curve: ``"valley"``, ``"slide"``, ``"steep"`` or ``"minimum"``;
-            see :func:`~lightning_lth.learning_rate.suggestions.suggest`.
+            see ``lightning_lth.learning_rate.suggestions.suggest``.
         apply: Train with the suggestion, in optimizers and schedulers; otherwise only report it.
             ``lr`` and ``learning_rate`` of the module and of its ``hparams`` are overwritten, too,
             where they are numbers, with that of the first optimizer.

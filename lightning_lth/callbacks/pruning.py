@@ -55,7 +55,7 @@ class IterativeMagnitudePruning(Callback):
         parameters: Glob patterns on parameter names that select what is pruned. Default: weights of
             linear, convolution, embedding, attention and recurrent layers, frozen ones excepted,
             and what layers of other libraries call ``weight``, if it has two dimensions or more.
-        criterion: What is small; see :mod:`lightning_lth.pruning.scoring`.
+        criterion: What is small; see ``lightning_lth.pruning.scoring``.
         repeat_data_order: Give every round the batches of the first in the same order. Needs an
             unshuffled loader or a sampler with ``set_epoch``. By default the order goes on.
         monitor: Metric whose best value and step are recorded. Default: that of EarlyStopping, of

@@ -19,7 +19,7 @@ _XAVIER = frozenset(
 @final
 @dataclass(frozen=True)
 class Auto:
-    """Chooses by role and following nonlinearity; made by :func:`auto`."""
+    """Chooses by role and following nonlinearity; made by ``auto``."""
 
     distribution: Distribution = "normal"
     activation: str | None = None

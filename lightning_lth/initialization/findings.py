@@ -30,7 +30,7 @@ class Log:
     """What was found so far.
 
     Attributes:
-        bits: What each bit of :attr:`Trace.upstream` stands for: a layer call with its upstream;
+        bits: What each bit of ``Trace.upstream`` stands for: a layer call with its upstream;
             None for inputs, and for layers that do not count for branches.
         inputs: The bits of inputs.
         branches: Layers and last normalization layer of each residual branch.

@@ -53,10 +53,10 @@ def gain(activation: str) -> float:
     """The gain that keeps a standard normal pre-activation at mean square 1 behind a nonlinearity.
 
     That is ``1 / sqrt(E[f(z)^2])``. For ReLU it is the square root of 2 (He et al. 2015); a layer
-    before a gate has gain 1, and the layer behind the product makes up for it (:func:`gate_gain`).
+    before a gate has gain 1, and the layer behind the product makes up for it (``gate_gain``).
 
     Args:
-        activation: As :mod:`lightning_lth.initialization.activations` names it, with parameters
+        activation: As ``lightning_lth.initialization.activations`` names it, with parameters
             in parentheses: ``"relu"``, ``"leaky_relu(0.2)"``, ``"hardtanh(-2, 2)"``.
 
     Raises:
@@ -108,7 +108,7 @@ def gate_gain(kind: str) -> float:
 
 
 def is_gate(activation: str) -> bool:
-    """Whether this is what :func:`gate_gain` takes.
+    """Whether this is what ``gate_gain`` takes.
 
     Examples:
         >>> is_gate("glu"), is_gate("gated tanh"), is_gate("tanh")

@@ -61,7 +61,7 @@ def initialize_(
         scheme: ``"auto"``, ``"he"``, ``"xavier"``, ``"lecun"``, ``"orthogonal"``,
             ``"random_walk"``, ``"torch_default"``, ``"zeros"``, ``"fixup"``, ``"lsuv"``,
             ``"data_dependent"``; or one of these with arguments, or a function of your own, from
-            :mod:`lightning_lth.initialization`.
+            ``lightning_lth.initialization``.
         seed: Any integer; by default ``torch.initial_seed()``, which ``torch.manual_seed`` and
             ``seed_everything`` set.
         example_input: A batch. A tuple gives positional arguments, a dictionary keyword arguments.
@@ -72,7 +72,7 @@ def initialize_(
             in their name, such as ``"*.bias"``.
         masks: Names of pruned weights to masks, such as those of a ticket: fans count surviving
             inputs only, and pruned weights are 0. For ``torch.nn.utils.prune``, see
-            :func:`~lightning_lth.initialization.pruning_masks`.
+            ``lightning_lth.initialization.pruning_masks``.
         zero_branch_ends: Start residual branches at 0: the scale of their last normalization, or
             their last weight where the branch ends in none.
         reset_running_stats: Forget the running statistics of BatchNorm and InstanceNorm as well.

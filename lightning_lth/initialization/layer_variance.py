@@ -173,7 +173,7 @@ Decide = Callable[[Site, Tensor], Change | str]
 
 
 def raw(layer: Module, attribute: str) -> Tensor:
-    """Like :func:`effective`, but with the values that are pruned, which stay of use."""
+    """Like ``effective``, but with the values that are pruned, which stay of use."""
     if pruning_mask(layer, attribute) is None:
         return effective(layer, attribute)
     return cast(Tensor, getattr(layer, f"{attribute}_orig")).detach()

@@ -47,7 +47,7 @@ class Overrides:
         return None if key is None else self.rules[key]
 
     def key(self, name: str, layer: Module, *, is_weight: bool) -> str | type[Module] | None:
-        """The key whose rule a parameter gets; arguments as for :meth:`rule`."""
+        """The key whose rule a parameter gets; arguments as for ``rule``."""
         matching = (key for key in self.rules if _matches(key, name, layer, is_weight=is_weight))
         return next(matching, None)
 

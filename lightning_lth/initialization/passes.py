@@ -77,7 +77,7 @@ def unchanged(module: Module, *, parameters: bool = False) -> Iterator[None]:
 
     Args:
         module: May be run, trained or evaluated inside.
-        parameters: New values of parameters, and of the buffers of :func:`weight_buffers`, stay;
+        parameters: New values of parameters, and of the buffers of ``weight_buffers``, stay;
             if an exception leaves the context, they are restored as well.
 
     Examples:

@@ -25,7 +25,7 @@ from lightning_lth.initialization.gains import gain
 @final
 @dataclass(frozen=True)
 class VarianceScaling:
-    """Independent values with standard deviation ``gain / sqrt(fan)``; made by :func:`he` and kin.
+    """Independent values with standard deviation ``gain / sqrt(fan)``; made by ``he`` and kin.
 
     Attributes:
         name: In reports.
@@ -107,7 +107,7 @@ TABLE = VarianceScaling("embedding", "fan_out", gain=1.0)
 @final
 @dataclass(frozen=True)
 class Orthogonal:
-    """Rows (or columns, where there are fewer) that are orthogonal; made by :func:`orthogonal`."""
+    """Rows (or columns, where there are fewer) that are orthogonal; made by ``orthogonal``."""
 
     gain: float | None = None
 
@@ -139,7 +139,7 @@ def orthogonal(*, gain: float | None = None) -> Orthogonal:
 
     Note:
         A matrix of one row, as in a depthwise convolution, has no direction to be orthogonal to;
-        there :func:`he` is used instead.
+        there ``he`` is used instead.
 
     Source:
         Saxe et al. 2013, arXiv:1312.6120: section 3.
@@ -190,7 +190,7 @@ def random_walk() -> RandomWalk:
 @final
 @dataclass(frozen=True)
 class Constant:
-    """One value everywhere; made by :func:`zeros` and :func:`constant`."""
+    """One value everywhere; made by ``zeros`` and ``constant``."""
 
     value: float
 
@@ -218,7 +218,7 @@ def constant(value: float) -> Constant:
 @final
 @dataclass(frozen=True)
 class ConstantStd:
-    """The same standard deviation in every layer; made by :func:`constant_std`."""
+    """The same standard deviation in every layer; made by ``constant_std``."""
 
     std: float
 
@@ -241,7 +241,7 @@ def constant_std(std: float) -> ConstantStd:
 @final
 @dataclass(frozen=True)
 class TorchDefault:
-    """What torch's ``reset_parameters`` draws, biases included; made by :func:`torch_default`."""
+    """What torch's ``reset_parameters`` draws, biases included; made by ``torch_default``."""
 
     def __str__(self) -> str:
         return "torch_default"

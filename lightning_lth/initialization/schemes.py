@@ -16,7 +16,7 @@ from lightning_lth.initialization.drawing import Rule, check_rule, is_rule
 @final
 @dataclass(frozen=True)
 class Fixup:
-    """Made by :func:`fixup`."""
+    """Made by ``fixup``."""
 
     base: Rule
 
@@ -24,7 +24,7 @@ class Fixup:
 @final
 @dataclass(frozen=True)
 class LSUV:
-    """Made by :func:`lsuv`."""
+    """Made by ``lsuv``."""
 
     base: Rule
 
@@ -32,7 +32,7 @@ class LSUV:
 @final
 @dataclass(frozen=True)
 class DataDependent:
-    """Made by :func:`data_dependent`."""
+    """Made by ``data_dependent``."""
 
     base: Rule
     iterations: int
@@ -50,7 +50,7 @@ def fixup(base: Rule | None = None) -> Fixup:
     logits are exactly 0 then, and the loss of ``c`` classes is ``ln(c)``.
 
     Args:
-        base: Draws what is scaled; :func:`~lightning_lth.initialization.rules.he` by default.
+        base: Draws what is scaled; ``lightning_lth.initialization.rules.he`` by default.
 
     Note:
         Fixup also adds a scalar multiplier and scalar biases to each branch. Those belong to the
@@ -66,7 +66,7 @@ def lsuv(base: Rule | None = None) -> LSUV:
     """Scale every layer so that its output has variance 1 on the example batch.
 
     Args:
-        base: Draws what is scaled; :func:`~lightning_lth.initialization.rules.orthogonal` by
+        base: Draws what is scaled; ``lightning_lth.initialization.rules.orthogonal`` by
             default.
 
     Source:
@@ -81,7 +81,7 @@ def data_dependent(
     """Every unit has mean 0 and variance 1 on the example batch, all layers learn at one rate.
 
     Args:
-        base: Draws what is scaled; :func:`~lightning_lth.initialization.rules.he` by default.
+        base: Draws what is scaled; ``lightning_lth.initialization.rules.he`` by default.
         iterations: How often layers are scaled against each other, at most; 0 for never.
         tolerance: Stop when no layer changes by more than this share.
 

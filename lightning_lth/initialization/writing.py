@@ -134,11 +134,11 @@ def write_(layer: Module, attribute: str, values: Tensor) -> str:
 
     Args:
         layer: Is changed in place; its parameters stay the same objects.
-        attribute: As of :func:`own_parameters`.
+        attribute: As of ``own_parameters``.
         values: ``float32``, on the CPU; shaped like the attribute.
 
     Returns:
-        What the user should know, e.g. that the scale is lost; mostly nothing. :class:`Refused`
+        What the user should know, e.g. that the scale is lost; mostly nothing. ``Refused``
         if the parametrization cannot give these values, and nothing has changed.
 
     Examples:

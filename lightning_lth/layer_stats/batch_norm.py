@@ -109,7 +109,7 @@ def is_warmed_up(layer: Module, batches_tracked: float) -> bool:
 
     Args:
         layer: A batch-norm layer.
-        batches_tracked: As read by :class:`BatchNormReader`; asking the layer waits for the device.
+        batches_tracked: As read by ``BatchNormReader``; asking the layer waits for the device.
 
     Returns:
         Whether it saw more than ``3 / momentum`` batches: at most 5 % is left of the start. With
@@ -127,7 +127,7 @@ def is_warmed_up(layer: Module, batches_tracked: float) -> bool:
 class BatchNormReader:
     """Compares batches with the running statistics, from the buffers alone: no hook, no forward.
 
-    Call :meth:`before` and :meth:`after` around forward passes in training; what they averaged into
+    Call ``before`` and ``after`` around forward passes in training; what they averaged into
     the buffers follows from the difference. Neither waits for the device, unless ``momentum`` or
     ``eps`` changed. Works under ``torch.compile``.
 
@@ -148,7 +148,7 @@ class BatchNormReader:
         mean weighted by ``(1 - momentum) ** age``; of the variances too, so it lacks the spread of
         their means. With DDP only rank 0 is right: the others' buffers are overwritten. Rounding
         of the buffers is multiplied by ``1 / momentum``: half-precision buffers give about two
-        digits. ``momentum`` is taken as it is in :meth:`after`.
+        digits. ``momentum`` is taken as it is in ``after``.
     """
 
     def __init__(self, layers: Mapping[str, Module]) -> None:
@@ -163,7 +163,7 @@ class BatchNormReader:
 
     @torch.no_grad()
     def after(self) -> Readings:
-        """Compare the forward passes since :meth:`before` with the running statistics before them.
+        """Compare the forward passes since ``before`` with the running statistics before them.
 
         * ``drift_mean``: root mean square, over channels, of (batch mean - running mean) in
           running standard deviations.
@@ -177,7 +177,7 @@ class BatchNormReader:
             Layers without buffers are left out.
 
         Raises:
-            RuntimeError: Without a call of :meth:`before` since the last one.
+            RuntimeError: Without a call of ``before`` since the last one.
         """
         if self._start is None:
             raise RuntimeError("`after` needs buffers to compare with. Call `before` first.")

@@ -30,7 +30,7 @@ def drawn_count(input: Tensor, layer: nn.Module) -> Tensor:
 
 
 def kept_count(output: Tensor, layer: nn.Module) -> Tensor:
-    """How many of the draws of :func:`drawn_count` were kept, from what the layer gave in training.
+    """How many of the draws of ``drawn_count`` were kept, from what the layer gave in training.
 
     Examples:
         >>> kept_count(torch.tensor([[6.0, 0.0, 0.0]]), nn.Dropout(0.5))
@@ -94,12 +94,12 @@ def variance_ratio(input: Tensor, keep_probability: float, *, channel_dim: int =
 
     For a channel with mean ``c`` and variance ``v`` it is ``v / ((c^2 + v) / q - c^2)``; here the
     mean over channels that are not constantly zero. Batch normalization behind the layer is off
-    by that much. In a part of the batch, as in :func:`first_eighth`.
+    by that much. In a part of the batch, as in ``first_eighth``.
 
     Args:
         input: What the layer was given.
         keep_probability: ``q``, in ``[0, 1]``.
-        channel_dim: See :func:`channel_dim`.
+        channel_dim: See ``channel_dim``.
 
     Returns:
         One number between 0 and ``q``; NaN if all is zero, and if channels have one value.

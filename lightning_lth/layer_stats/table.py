@@ -59,7 +59,7 @@ class Table:
             self._fill(numbers)
 
     def series(self, layer: str, statistic: str) -> list[float]:
-        """One statistic of one layer at all :attr:`steps`; NaN where it was not there."""
+        """One statistic of one layer at all ``steps``; NaN where it was not there."""
         missing = array("f", [math.nan]) * len(self._steps)
         return list(self._columns.get((layer, statistic), missing))
 

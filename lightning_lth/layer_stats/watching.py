@@ -20,7 +20,7 @@ class Watch:
     """Watches the normalization and dropout layers of a network, on the batches that you choose.
 
     The hooks stay attached and do nothing until switched on, because a compiled network never
-    sees hooks that come later. Create the watch and call :meth:`prepare` before the first batch,
+    sees hooks that come later. Create the watch and call ``prepare`` before the first batch,
     sanity check included. Switched on, they change neither outputs nor random numbers, and keep
     no reference to a batch.
 
@@ -101,7 +101,7 @@ class Watch:
         """What the training batches showed since the last call.
 
         Of dropout layers ``keep``, ``keep_low``, ``keep_high``, ``keep_z`` (see
-        :func:`keep_statistics`) and ``var_shift`` (see :func:`variance_ratio`; not of alpha
+        ``keep_statistics``) and ``var_shift`` (see ``variance_ratio``; not of alpha
         dropout, which is made to avoid it). Of batch normalization ``values_per_channel``, which
         each mean is taken over, the fewest of all calls; and with ``activations`` of every
         normalization ``input_mean`` and ``input_std``, averaged over the calls. NaN where nothing

@@ -119,7 +119,7 @@ class Curve:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Curve:
-        """The curve that :meth:`to_dict` described."""
+        """The curve that ``to_dict`` described."""
         return cls(fields["parameter"], tuple(fields["values"]), tuple(fields["losses"]))
 
     def to_csv(self, path: str | Path) -> Path:

@@ -21,7 +21,7 @@ class Settings:
 
     Attributes:
         policy: One of the names.
-        gamma: As for :class:`~lightning_lth.learning_rate.cycles.Triangular`; not for
+        gamma: As for ``lightning_lth.learning_rate.cycles.Triangular``; not for
             ``"one_cycle"`` and ``"cosine"``.
         cycle_multiplier: Likewise; not for ``"one_cycle"``.
         base_momentum: Likewise.

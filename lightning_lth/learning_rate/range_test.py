@@ -85,7 +85,7 @@ class RangeTest:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> RangeTest:
-        """The result that :meth:`to_dict` described."""
+        """The result that ``to_dict`` described."""
         return cls(
             Curve.from_dict(fields["curve"]),
             {rule: Suggestion(**one) for rule, one in fields["suggestions"].items()},

@@ -112,7 +112,7 @@ def suggest(curve: Curve, rule: Rule = "valley") -> Suggestion:
 
 
 def check_rule(rule: str) -> None:
-    """Refuse a rule that :func:`suggest` does not know.
+    """Refuse a rule that ``suggest`` does not know.
 
     Raises:
         ValueError: If it does not.
@@ -132,7 +132,7 @@ def smith_range(curve: Curve) -> SmithRange:
     """Base and maximum of a cyclical learning rate.
 
     On the loss smoothed with 0.8 (more lags behind, and sets the maximum too high), skipping points
-    as :func:`suggest` does, the fall is from the highest loss before the minimum to the minimum.
+    as ``suggest`` does, the fall is from the highest loss before the minimum to the minimum.
 
     * Base: the last value at which not more than a tenth of the fall has happened.
     * Maximum: the first value at which nine tenths have happened (it slows down), or the lowest

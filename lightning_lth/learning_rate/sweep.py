@@ -50,17 +50,17 @@ def check_ladder(
     *,
     names: tuple[str, str] = ("low", "high"),
 ) -> None:
-    """Refuse what :func:`ladder` cannot make.
+    """Refuse what ``ladder`` cannot make.
 
     Args:
-        low: As for :func:`ladder`.
-        high: As for :func:`ladder`.
-        num_steps: As for :func:`ladder`.
-        mode: As for :func:`ladder`.
+        low: As for ``ladder``.
+        high: As for ``ladder``.
+        num_steps: As for ``ladder``.
+        mode: As for ``ladder``.
         names: What the caller's users know the ends as, for the messages.
 
     Raises:
-        ValueError: As for :func:`ladder`.
+        ValueError: As for ``ladder``.
     """
     if mode not in get_args(Mode):
         raise ValueError(f"`mode` must be 'exponential' or 'linear', got {mode!r}.")
@@ -91,7 +91,7 @@ def sweep(
     The loss of a value is the one before its step, so it shows what the values before it did.
     The sweep ends after a loss that is NaN or infinite, which is the last point then, or after
     one that lifts the smoothed loss over ``diverge_factor`` times its lowest, as
-    :class:`DivergenceDetector` tells.
+    ``DivergenceDetector`` tells.
 
     Args:
         values: What to try, increasing.

@@ -40,7 +40,7 @@ def snip(
             over the batches.
         loss: Outputs and targets to a scalar, the mean over the batch.
         parameters: Globs that select what is scored, as for
-            :func:`~lightning_lth.pruning.parameters.prunable_parameters`; ``None`` is its default.
+            ``lightning_lth.pruning.parameters.prunable_parameters``; ``None`` is its default.
 
     Returns:
         Scores of all selected weights, to be ranked globally.
@@ -84,11 +84,11 @@ def grasp(
     module runs in its present train or eval mode; the authors' code scores in training mode.
 
     Args:
-        module: As for :func:`snip`; it returns logits.
-        batches: As for :func:`snip`; the source takes 10 examples of each class.
-        loss: As for :func:`snip`.
+        module: As for ``snip``; it returns logits.
+        batches: As for ``snip``; the source takes 10 examples of each class.
+        loss: As for ``snip``.
         temperature: What the outputs are divided by before the loss, above 0.
-        parameters: As for :func:`snip`.
+        parameters: As for ``snip``.
 
     Returns:
         Scores of all selected weights, to be ranked globally.
@@ -144,7 +144,7 @@ def synflow_scores(
         module: The network before training; it returns logits. Not modified.
         example: A batch of floating-point inputs, for its shape and device: of its first dimension
             one is taken, of its values none.
-        parameters: As for :func:`snip`.
+        parameters: As for ``snip``.
 
     Returns:
         Scores of all selected weights in ``float64``, to be ranked globally.
@@ -182,17 +182,17 @@ def synflow(
     iterations: int = DEFAULT_ITERATIONS,
     parameters: Sequence[str] | None = None,
 ) -> Masks:
-    """Prune by :func:`synflow_scores` in many small steps, so that no layer loses all weights.
+    """Prune by ``synflow_scores`` in many small steps, so that no layer loses all weights.
 
     Each step scores what is left, and leaves ``density ** (step / iterations)`` of all weights,
     ranked over all layers together.
 
     Args:
-        module: As for :func:`synflow_scores`.
-        example: As for :func:`synflow_scores`.
+        module: As for ``synflow_scores``.
+        example: As for ``synflow_scores``.
         density: Share of the selected weights that survives in the end, in ``(0, 1]``.
         iterations: How many steps, at least 1.
-        parameters: As for :func:`snip`.
+        parameters: As for ``snip``.
 
     Returns:
         Masks of all selected weights, on their devices.

@@ -51,9 +51,9 @@ def angle_degrees(
     """The angle between two networks as vectors of weights, in degrees from 0 to 180.
 
     Args:
-        first: As for :func:`l2_distance`.
-        second: As for :func:`l2_distance`.
-        masks: As for :func:`l2_distance`.
+        first: As for ``l2_distance``.
+        second: As for ``l2_distance``.
+        masks: As for ``l2_distance``.
 
     Returns:
         The angle; NaN if one of the vectors is 0.

@@ -27,7 +27,7 @@ Loss = Callable[[Any, Any], Tensor]  # outputs and targets -> scalar
 class DetachedNetwork:
     """A module that runs with other tensors in place of its parameters and buffers.
 
-    Run it inside :func:`without_trace`.
+    Run it inside ``without_trace``.
 
     Attributes:
         module: Gives the computation, and is not written to.
@@ -57,7 +57,7 @@ class DetachedNetwork:
         Args:
             module: A network.
             parameters: Globs that select the weights, as for
-                :func:`~lightning_lth.pruning.parameters.prunable_parameters`.
+                ``lightning_lth.pruning.parameters.prunable_parameters``.
             convert: A tensor to the new tensor that stands in for it.
         """
         selected = prunable_parameters(module, parameters)

@@ -131,7 +131,7 @@ class History(Sequence[RoundRecord]):
 
     @classmethod
     def from_state_dict(cls, state_dict: Sequence[Mapping[str, Any]]) -> History:
-        """The history that :meth:`state_dict` described."""
+        """The history that ``state_dict`` described."""
         return cls([RoundRecord(**record) for record in state_dict])
 
     def to_csv(self, path: str | Path) -> Path:

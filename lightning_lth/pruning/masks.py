@@ -110,7 +110,7 @@ class Masks(Mapping[str, "Tensor"]):
 
     @classmethod
     def unpack(cls, packed: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> Masks:
-        """The masks that :meth:`pack` packed.
+        """The masks that ``pack`` packed.
 
         Args:
             packed: Parameter name to packed bits.

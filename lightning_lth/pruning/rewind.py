@@ -145,7 +145,7 @@ class RewindPoint:
 
     @classmethod
     def from_state_dict(cls, state_dict: Mapping[str, Any]) -> RewindPoint:
-        """The point that :meth:`state_dict` described; copies, so that the two share nothing."""
+        """The point that ``state_dict`` described; copies, so that the two share nothing."""
         return cls(**_copied(dict(state_dict)))
 
     def _check(

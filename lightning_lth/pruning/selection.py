@@ -27,7 +27,7 @@ def prune(
     """Prune the lowest-scored survivors once; a pruned weight stays pruned.
 
     Parameters with the same rule (the same pattern, or none) form a group. Of each group, or of
-    each of its tensors, exactly :func:`num_pruned` weights fall. Equal scores fall in the order of
+    each of its tensors, exactly ``num_pruned`` weights fall. Equal scores fall in the order of
     the parameters in ``masks``, then of the positions in the tensor, row by row. Apart from that
     the order of parameters does not matter.
 
@@ -72,7 +72,7 @@ def prune(
 def keep(scores: Scores, masks: Masks, *, num_remaining: int) -> Masks:
     """Keep exactly so many of the survivors, those with the highest scores over all layers.
 
-    Equal scores fall in the same order as for :func:`prune`.
+    Equal scores fall in the same order as for ``prune``.
 
     Args:
         scores: One score for each weight.
@@ -103,7 +103,7 @@ def keep(scores: Scores, masks: Masks, *, num_remaining: int) -> Masks:
 
 
 def check_fractions(fractions: Mapping[str, float] | None, names: Iterable[str]) -> None:
-    """Refuse fractions that :func:`prune` would refuse, before there are scores.
+    """Refuse fractions that ``prune`` would refuse, before there are scores.
 
     Args:
         fractions: Glob pattern on parameter names -> fraction.

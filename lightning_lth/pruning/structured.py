@@ -32,7 +32,7 @@ def prune_units(
     """Prune the units with the lowest L1 norm in each layer, all their weights at once.
 
     A unit survives as long as one of its weights does; of the surviving units of each layer,
-    exactly :func:`~lightning_lth.pruning.selection.num_pruned` fall, equal norms by position.
+    exactly ``lightning_lth.pruning.selection.num_pruned`` fall, equal norms by position.
 
     Args:
         weights: Parameter name to trained weights, units in the first dimension; at least those in

@@ -150,7 +150,7 @@ class Ticket:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Ticket:
-        """Read a file that :meth:`save` wrote. Never unpickles.
+        """Read a file that ``save`` wrote. Never unpickles.
 
         Args:
             path: The file.

@@ -76,7 +76,7 @@ class BestWeights:
 
     @classmethod
     def load(cls, path: Path) -> BestWeights:
-        """Read what :meth:`save` wrote. Never unpickles.
+        """Read what ``save`` wrote. Never unpickles.
 
         Raises:
             FileNotFoundError: If there is no such file.

@@ -171,7 +171,7 @@ class NoProgress:
     Prechelt stops every training where it falls below 0.1, whatever the other criterion.
 
     Args:
-        threshold: Of ``P_k``, see :class:`ProgressQuotient`; above 0.
+        threshold: Of ``P_k``, see ``ProgressQuotient``; above 0.
         strip: Validations in a strip, ``k``, at least 2.
         train_metric: A logged training loss. Default: the mean loss of the training steps.
 

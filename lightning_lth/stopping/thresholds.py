@@ -115,7 +115,7 @@ class NotFinite:
 def _watched(
     validations: Validations, monitor: str | None, mode: Mode | None
 ) -> tuple[str, Mode, list[float]]:
-    """As :func:`watched`, but no guess: with the wrong mode, a threshold stops at once or never."""
+    """As ``watched``, but no guess: with the wrong mode, a threshold stops at once or never."""
     if mode is None and monitor not in (None, validations.monitor):
         raise ValueError(
             f"`mode` must be given with `monitor={monitor!r}`, as the callback monitors "

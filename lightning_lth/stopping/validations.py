@@ -121,7 +121,7 @@ class Validations(Sequence[Validation]):
     def from_state_dict(
         cls, monitor: str, mode: Mode, state_dict: Sequence[Mapping[str, Any]]
     ) -> Validations:
-        """The validations that :meth:`state_dict` described."""
+        """The validations that ``state_dict`` described."""
         return cls(monitor, mode, [Validation(**validation) for validation in state_dict])
 
 

@@ -32,7 +32,7 @@ class Ladder:
     """How sparse the networks of each round are; round 0 is dense.
 
     Args:
-        rounds: How often to prune; from 1 to :data:`MOST_ROUNDS`.
+        rounds: How often to prune; from 1 to ``MOST_ROUNDS``.
         fraction: Share of the surviving weights to prune in each round, in (0, 1).
         scope: "global" ranks all weights together, "layer" each parameter by itself.
         fractions: Glob patterns on parameter names to a fraction of their own, in [0, 1); 0 never
@@ -113,7 +113,7 @@ class Measures:
 @final
 @dataclass(frozen=True)
 class Study:
-    """A study as its config describes it; read one with :func:`~lightning_lth.study.load_study`.
+    """A study as its config describes it; read one with ``lightning_lth.study.load_study``.
 
     Args:
         name: For headlines and file names.

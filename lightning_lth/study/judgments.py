@@ -68,7 +68,7 @@ class Judgment:
 def judge(claims: Sequence[Claim], rounds: pd.DataFrame, *, alpha: float = 0.05) -> list[Judgment]:
     """Say of each claim whether the trainings bear it out.
 
-    There is no verdict with fewer than :data:`MIN_TRIALS` seeds. Otherwise a claim
+    There is no verdict with fewer than ``MIN_TRIALS`` seeds. Otherwise a claim
 
     * of ``"higher"`` or ``"lower"`` holds if the estimate is so by at least ``by``, and a one-sided
       paired t-test against no effect, corrected by Holm's procedure, is below ``alpha``;
@@ -99,7 +99,7 @@ def judge(claims: Sequence[Claim], rounds: pd.DataFrame, *, alpha: float = 0.05)
 
         That a claim does not hold does not show its opposite; to show that there is no effect,
         claim ``"same"``. If all differences are equal the test is a sign test, as for
-        :func:`~lightning_lth.study.statistics.compare`.
+        ``lightning_lth.study.statistics.compare``.
 
     Source:
         A significant effect with a relevant estimate: Roychoudhury, Scheuer & Neuenschwander 2018,
@@ -123,8 +123,8 @@ def to_frame(judgments: Sequence[Judgment]) -> pd.DataFrame:
     """One row for each judgment, in plain columns, e.g. for a CSV file.
 
     ``than`` and ``than_round`` are what was compared with, and empty for a mean; the rest is as in
-    :class:`~lightning_lth.study.claims.Claim`, :class:`Judgment` and
-    :class:`~lightning_lth.study.statistics.PairedComparison`.
+    ``lightning_lth.study.claims.Claim``, ``Judgment`` and
+    ``lightning_lth.study.statistics.PairedComparison``.
     """
     frame = pd.DataFrame([_row(judgment) for judgment in judgments], columns=_COLUMNS.split())
     return frame.astype({"than_round": "Int64", "num_agreeing": "Int64"})

@@ -31,7 +31,7 @@ def summarize(rounds: pd.DataFrame, measure: str) -> pd.DataFrame:
         (mean), ``num_trials``, ``mean``, ``min``, ``max``, ``ci_low`` and ``ci_high``. The trials
         are the seeds that were measured. ``mean`` and the interval are over them, after the draws
         of a seed are averaged; ``min`` and ``max`` are over all trainings. The
-        interval is that of :func:`interval`.
+        interval is that of ``interval``.
 
     Raises:
         ValueError: If ``measure`` is no numeric column.
@@ -174,7 +174,7 @@ def compare(a: ArrayLike, b: ArrayLike, *, ratio: bool) -> PairedComparison:
 
 
 def p_above(a: ArrayLike, b: ArrayLike, *, ratio: bool) -> float:
-    """One-sided paired t-test that ``a`` is above ``b``; arguments and Note as :func:`compare`.
+    """One-sided paired t-test that ``a`` is above ``b``; arguments and Note as ``compare``.
 
     Examples:
         >>> round(p_above([2.0, 4.0, 6.0], [1.0, 2.0, 3.0], ratio=False), 4)  # t = 2 / sqrt(1 / 3)

@@ -33,7 +33,7 @@ def network(seed: int = 0) -> nn.Sequential:
 
 
 def momentum(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimizer of :class:`Classifier` unless told otherwise."""
+    """The optimizer of ``Classifier`` unless told otherwise."""
     return torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
 
 

@@ -31,7 +31,7 @@ class Moment:
     Attributes:
         signal: SIGKILL or SIGTERM.
         seconds: Since the life began, if there is no place.
-        place: Such as ``"tensors: half written"``; see :func:`watch_writes`.
+        place: Such as ``"tensors: half written"``; see ``watch_writes``.
         count: At the first time (1) or a later one.
     """
 

@@ -81,7 +81,7 @@ def active(project: Project, module: Any) -> Callbacks:
 
 
 def allowed(project: Project, module: Any) -> Callbacks:
-    """Those of :func:`active` that the project does not refuse."""
+    """Those of ``active`` that the project does not refuse."""
     callbacks = active(project, module)
     return {name: one for name, one in callbacks.items() if name not in project.refused}
 
