@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         parser = _parser()
     except ImportError as error:
-        sys.exit(f"{_INSTALL} ({error})")
+        sys.exit(f"{_INSTALL} ({error.__cause__ or error})")
     parsed = parser.parse_args(_with_named_config(sys.argv[1:] if arguments is None else arguments))
     try:
         _COMMANDS[_path(parsed)](parsed)

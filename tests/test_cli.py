@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import re
 import subprocess
 import sys
@@ -131,3 +132,13 @@ def test_without_the_extra_the_command_to_install_it_is_named() -> None:
     )
     assert ended.returncode == 1
     assert "pip install 'lightning-lth[study]'" in ended.stderr
+
+
+def test_without_the_extra_a_study_names_the_command_to_install_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("lightning_lth.study")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ImportError, match=r"pip install 'lightning-lth\[study\]'.*pandas"):
+        importlib.import_module("lightning_lth.study")
