@@ -1,6 +1,8 @@
 """Fine-tune a Hugging Face model, and find the ticket in its pretrained weights.
 
-    python examples/hugging_face.py    # 60 s on 2 cores; needs `pip install -e ".[examples,zoo]"`
+    python examples/hugging_face.py    # 60 s on 2 cores
+
+Needs `pip install -e ".[examples]" transformers`.
 
 A small Vision Transformer, built from a config, so that nothing is downloaded; in your project, put
 `from_pretrained("...")` in its place. It first learns whether a digit is odd, which stands for the
@@ -27,7 +29,7 @@ from lightning_lth import IterativeMagnitudePruning
 try:
     from transformers import ViTConfig, ViTForImageClassification
 except ImportError as error:
-    raise SystemExit('This example needs transformers: pip install -e ".[zoo]"') from error
+    raise SystemExit("This example needs transformers: pip install transformers") from error
 
 PRETRAINING_EPOCHS, MAX_EPOCHS = 10, 10
 ROUNDS, FRACTION = 3, 0.3
