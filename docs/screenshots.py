@@ -35,7 +35,6 @@ class Shot:
         size: Of the window.
         settings: Constants of the example that are other than there.
         seconds: Until the page is complete.
-        ignores_outliers: Whether a diverged loss may leave the chart.
     """
 
     example: str
@@ -43,7 +42,6 @@ class Shot:
     size: tuple[int, int] = (1500, 930)
     settings: dict[str, object] = field(default_factory=dict)
     seconds: float = 12
-    ignores_outliers: bool = False
 
 
 SHOTS = {
@@ -59,7 +57,6 @@ SHOTS = {
         "scalars&_smoothingWeight=0&tagFilter=lr",
         size=(1500, 620),
         settings={"STEPS": 1200, "OTHER_RATES": ()},
-        ignores_outliers=True,
     ),
 }
 
@@ -92,8 +89,7 @@ def take(name: str, folder: Path) -> None:
         chromium(window) as browser,
     ):
         browser.get(address)
-        ignored = str(shot.ignores_outliers).lower()
-        browser.execute_script(f"localStorage.setItem('_ignoreYOutliers', '{ignored}')")
+        browser.execute_script("localStorage.setItem('_ignoreYOutliers', 'false')")
         browser.get("about:blank")  # as a change after the # would not load the page again
         browser.get(f"{address}#{shot.page}")
         time.sleep(shot.seconds)
