@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils.data import (
     BatchSampler,
@@ -52,16 +55,16 @@ def accuracies(
         if there are test data.
     """
     weights.restore_(model)
-    source: Any = getattr(trainer, "datamodule", None) or model
+    source: Any = getattr(trainer, "datamodule", None) or trainer.lightning_module
     judge = _judge(trainer, limit_batches)
     name = measures.validation_accuracy
-    found = {"validation_accuracy": _validated(judge, model, source.val_dataloader(), name)}
+    found = {"validation_accuracy": _validated(judge, model, source, source.val_dataloader(), name)}
     if training_data:
         loader = _in_order(source.train_dataloader())
-        found["train_accuracy"] = _validated(judge, model, loader, name)
+        found["train_accuracy"] = _validated(judge, model, source, loader, name)
     if has_test(source):
-        source.setup("test")
-        metrics = judge.test(model, source.test_dataloader(), verbose=False)
+        data = _borrowed(source) if isinstance(source, LightningDataModule) else None
+        metrics = judge.test(model, datamodule=data, verbose=False)
         found["test_accuracy"] = _one(metrics, measures.test_accuracy, "test_step")
     return found
 
@@ -93,9 +96,28 @@ def _in_order(loader: Any) -> Any:
     )
 
 
-def _validated(judge: Trainer, model: LightningModule, loader: Any, name: str) -> float:
-    metrics = judge.validate(model, loader, verbose=False)
+def _validated(
+    judge: Trainer, model: LightningModule, source: Any, loader: Any, name: str
+) -> float:
+    if isinstance(source, LightningDataModule):
+        data = _borrowed(source, setup=_do_nothing, val_dataloader=lambda: loader)
+        metrics = judge.validate(model, datamodule=data, verbose=False)
+    else:
+        metrics = judge.validate(model, loader, verbose=False)
     return _one(metrics, name, "validation_step")
+
+
+def _borrowed(data: LightningDataModule, **methods: Callable[..., Any]) -> LightningDataModule:
+    """A copy for one evaluation, with what ``data`` does to batches; the fit keeps its own."""
+    borrowed = copy.copy(data)
+    methods = {"prepare_data": _do_nothing, "teardown": _do_nothing, **methods}
+    for name, method in methods.items():
+        setattr(borrowed, name, method)
+    return borrowed
+
+
+def _do_nothing(stage: str | None = None) -> None:
+    """It is done already."""
 
 
 def _one(metrics: Any, name: str, step: str) -> float:
@@ -110,14 +132,17 @@ def _one(metrics: Any, name: str, step: str) -> float:
 
 
 def _judge(trainer: Trainer, limit_batches: int | float) -> Trainer:
-    """A Trainer on the same device, or the first of several, with the same precision."""
+    """A Trainer on the same device, or the first of several, with the same precision.
+
+    Its logger takes whatever it is told, as modules talk to theirs.
+    """
     return Trainer(
         accelerator=trainer.accelerator,
         devices=1 if (index := trainer.strategy.root_device.index) is None else [index],
         precision=trainer.precision,
         limit_val_batches=limit_batches,
         limit_test_batches=limit_batches,
-        logger=False,
+        logger=DummyLogger(),
         enable_checkpointing=False,
         enable_model_summary=False,
         enable_progress_bar=False,

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd  # type: ignore[import-untyped]
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.strategies import DDPStrategy
 
 from lightning_lth.pruning.parameters import prunable_parameters
@@ -189,7 +190,7 @@ def _shortened(arguments: Mapping[str, Any]) -> dict[str, Any]:
         "max_epochs": 1,
         "val_check_interval": 1.0,
         "check_val_every_n_epoch": 1,
-        "logger": False,
+        "logger": DummyLogger(),  # some modules and callbacks need one
         "enable_checkpointing": False,
         "enable_model_summary": False,
         "enable_progress_bar": False,

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from lightning_lth.study import load_study, run_study
+from lightning_lth.study.checks import rehearse
 from tests.study import tiny
 
 
@@ -138,3 +139,12 @@ def test_a_study_that_cannot_run_is_refused_before_anything_is_written(
     with pytest.raises(ValueError, match=f"(?s){message}"):
         run_study(study, tmp_path / "study")
     assert not (tmp_path / "study").exists()
+
+
+def test_modules_and_callbacks_that_need_a_logger_have_one() -> None:
+    monitor = {"class_path": "lightning.pytorch.callbacks.LearningRateMonitor"}
+    config = tiny.config(
+        model={"class_path": "tests.study.tiny.TalksToItsLogger"},
+        trainer={"accelerator": "cpu", "max_steps": 12, "callbacks": [monitor]},
+    )
+    rehearse(load_study(config))

@@ -48,6 +48,13 @@ class LogsSurroundings(Net):
         self.log("hides_gpus", float(os.environ.get("CUDA_VISIBLE_DEVICES") == ""))
 
 
+class TalksToItsLogger(Net):
+    """Writes more than metrics."""
+
+    def on_validation_epoch_end(self) -> None:
+        self.logger.experiment.add_text("epoch", str(self.current_epoch))  # type: ignore[union-attr]
+
+
 class LogsOurColumns(Net):
     """Logs metrics that are called as columns of the records are."""
 
