@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from argparse import SUPPRESS
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,16 +85,17 @@ def _add_ticket_commands(ticket: ArgumentParser) -> None:
 def _with_folder(parser: ArgumentParser) -> ArgumentParser:
     from jsonargparse.typing import PositiveInt
 
+    # Without a default they are not in a printed config, which is that of a study.
     parser.add_argument(
         "--dir",
-        type=str | None,
-        default=None,
+        type=str,
+        default=SUPPRESS,
         help="Folder to keep everything in; resumed if it exists.",
     )
     parser.add_argument(
         "--jobs",
-        type=PositiveInt | None,
-        default=None,
+        type=PositiveInt,
+        default=SUPPRESS,
         help="Trainings at once. Default: as many as the cores have `threads` for.",
     )
     return parser
@@ -139,14 +141,15 @@ def _run(parsed: Namespace) -> None:
     from lightning_lth.study.settings import parse_namespace
 
     chosen = parsed.study.run
-    folder, jobs = chosen.pop("dir"), chosen.pop("jobs")
+    folder, jobs = chosen.pop("dir", None), chosen.pop("jobs", None)
     _run_and_report(parse_namespace(chosen), folder, jobs)
 
 
 def _demo(parsed: Namespace) -> None:
     from lightning_lth.study import load_study
 
-    _run_and_report(load_study("digits"), parsed.demo.dir or "results/demo", parsed.demo.jobs)
+    folder, jobs = parsed.demo.get("dir", "results/demo"), parsed.demo.get("jobs")
+    _run_and_report(load_study("digits"), folder, jobs)
 
 
 def _run_and_report(study: Any, folder: str | None, jobs: int | None) -> None:
@@ -155,7 +158,12 @@ def _run_and_report(study: Any, folder: str | None, jobs: int | None) -> None:
     folder = folder or _default_folder(study.name)
     if processes.launched() is None:
         jobs = jobs or max(1, (os.cpu_count() or 1) // study.threads)
-    run_study(study, folder, num_jobs=jobs)
+    try:
+        run_study(study, folder, num_jobs=jobs)
+    except (KeyboardInterrupt, SystemExit):  # Lightning makes the second of the first
+        sys.exit(
+            f"Interrupted. What was finished is kept in '{folder}'; go on by the same command."
+        )
     if processes.is_writer():
         _report_on(folder)
 

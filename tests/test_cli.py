@@ -11,6 +11,7 @@ import yaml
 
 from lightning_lth import Ticket
 from lightning_lth.cli import main
+from lightning_lth.study import load_study
 from tests.study import tiny
 
 
@@ -71,6 +72,16 @@ def test_a_study_is_run_reported_and_run_no_second_time_and_its_tickets_looked_a
     assert ticket.weights["output.weight"].shape == (7, 16)
 
 
+@pytest.mark.slow
+def test_an_interruption_says_how_to_go_on(tmp_path: Path) -> None:
+    flag, folder = tmp_path / "flag", tmp_path / "out"
+    flag.write_text("1")  # epochs that it goes well
+    data = {"class_path": "tests.study.tiny.DiesOnce", "init_args": {"flag": str(flag)}}
+    config = write_config(tmp_path / "tiny.yaml", seeds=[0], data=data)
+    with pytest.raises(SystemExit, match=r"^Interrupted\. .* is kept in '.*out'; go on"):
+        main(["study", "run", str(config), "--dir", str(folder), "--jobs", "1"])
+
+
 def test_help_names_the_commands_and_the_shipped_configs(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -92,6 +103,7 @@ def test_print_config_gives_a_config(config: Path, capsys: pytest.CaptureFixture
     printed = yaml.safe_load(capsys.readouterr().out)
     assert printed["pruning"]["rounds"] == 2
     assert printed["trainer"]["max_steps"] == 12
+    assert load_study(printed) == load_study(config)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, final
 
-import torch
+from torch import Tensor
+from torch.nn import Module
 from torch.nn.functional import cross_entropy
 
 from lightning_lth.pruning import at_initialization, controls
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from lightning_lth.study.design import Ladder
     from lightning_lth.study.trial import Trial
 
-CriterionFunction = Callable[[Mapping[str, torch.Tensor], Mapping[str, torch.Tensor]], Scores]
+CriterionFunction = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Scores]
+_MOST_DRAWS = 1000
 
 
 @final
@@ -71,9 +73,6 @@ class IterativePruning(Arm):
         return replace(ladder, **own)
 
 
-_MOST_DRAWS = 1000
-
-
 @final
 @dataclass(frozen=True, kw_only=True)
 class Control(Arm):
@@ -108,6 +107,8 @@ class Control(Arm):
         """Refuse what is no number of trainings."""
         if not 1 <= self.draws <= _MOST_DRAWS:
             raise ValueError(f"`draws` must be in [1, {_MOST_DRAWS}], got {self.draws}.")
+        if self.draws > 1 and self.masks == "same" and self.weights in ("same", "signed_constant"):
+            raise ValueError(f"`draws` must be 1 if nothing is drawn anew, got {self.draws}.")
 
     @property
     def source(self) -> str:
@@ -139,7 +140,7 @@ class Control(Arm):
             return controls.random_masks(masks, seed=seed)
         return masks
 
-    def _new_weights(self, ticket: Ticket, trial: Trial, part: Part) -> Mapping[str, torch.Tensor]:
+    def _new_weights(self, ticket: Ticket, trial: Trial, part: Part) -> Mapping[str, Tensor]:
         if self.weights == "same":
             return ticket.weights
         if self.weights == "signed_constant":
@@ -159,7 +160,7 @@ class OneShot(Arm):
     Args:
         of: An arm of iterative pruning, whose dense training is taken. Its model may differ from
             that of this arm in nothing that changes names and shapes of weights.
-        rounds: Rounds whose densities are wanted. Default: all but the dense one.
+        rounds: Rounds of ``pruning`` whose densities are wanted. Default: all but the dense one.
         units: Prune whole neurons and filters by their L1 norm, in place of single weights.
         criterion: Import path of a function that scores weights by both ends of training; not
             with ``units``.
@@ -227,8 +228,9 @@ class AtInitialization(Arm):
         method: "snip", "grasp", "synflow", "magnitude" of the initial weights, or "random".
         scope: "global" ranks all weights together, as the sources do; "layer" prunes each layer
             as the ladder does. Not for "synflow", which is global.
-        rounds: Rounds whose densities are wanted. Default: all but the dense one.
-        num_batches: Batches of the training data for "snip" and "grasp", at least 1.
+        rounds: Rounds of ``pruning`` whose densities are wanted. Default: all but the dense one.
+        num_batches: Batches of the training data for "snip" and "grasp", at least 1: pairs of
+            inputs and labels as the loader gives them, for cross-entropy.
 
     Source:
         Lee et al. 2019, arXiv:1810.02340; Wang et al. 2020, arXiv:2002.07376; Tanaka et al. 2020,
@@ -267,7 +269,7 @@ class AtInitialization(Arm):
         weights = trial.weights_of(model)
         trial.train(Ticket(masks, weights, round=part.round, step=0, seed=trial.seed))
 
-    def _masks(self, trial: Trial, model: torch.nn.Module, round: int) -> Masks:
+    def _masks(self, trial: Trial, model: Module, round: int) -> Masks:
         ladder, patterns = trial.ladder, trial.ladder.parameters
         weights = {name: p.detach() for name, p in prunable_parameters(model, patterns).items()}
         by_ladder = ladder.prune(magnitude(weights), round)
@@ -279,9 +281,7 @@ class AtInitialization(Arm):
             return replace(ladder, scope="layer").prune(scores, round)
         return keep(scores, Masks.dense(weights), num_remaining=by_ladder.num_remaining)
 
-    def _scores(
-        self, trial: Trial, model: torch.nn.Module, weights: Mapping[str, torch.Tensor]
-    ) -> Scores:
+    def _scores(self, trial: Trial, model: Module, weights: Mapping[str, Tensor]) -> Scores:
         if self.method == "magnitude":
             return magnitude(weights)
         if self.method == "random":
@@ -292,7 +292,7 @@ class AtInitialization(Arm):
         return score(model, batches, cross_entropy, parameters=trial.ladder.parameters)
 
 
-def _without_units(weights: Mapping[str, torch.Tensor], ladder: Ladder, round: int) -> Masks:
+def _without_units(weights: Mapping[str, Tensor], ladder: Ladder, round: int) -> Masks:
     """Whole units pruned as often as the ladder prunes weights."""
     masks = Masks.dense(weights)
     for _ in range(round):

@@ -4,26 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 import pandas as pd  # type: ignore[import-untyped]
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.strategies import DDPStrategy
+from torch.nn.functional import cross_entropy
 
+from lightning_lth.pruning import at_initialization
 from lightning_lth.pruning.parameters import prunable_parameters
 from lightning_lth.pruning.selection import check_fractions
 from lightning_lth.stopping.best_weights import BestWeights
 from lightning_lth.study import processes
 from lightning_lth.study.accuracy import accuracies
-from lightning_lth.study.arms import IterativePruning
+from lightning_lth.study.arm import Part
+from lightning_lth.study.arms import AtInitialization, IterativePruning
 from lightning_lth.study.claims import check_claims
 from lightning_lth.study.design import Ladder, Measures, Settings, Study
-from lightning_lth.study.jobs import settings_of
+from lightning_lth.study.jobs import Job, settings_of
 from lightning_lth.study.recorder import MEASURES
 from lightning_lth.study.settings import build, trainer_arguments
 from lightning_lth.study.statistics import check_measure
 from lightning_lth.study.surroundings import quiet, seeds
+from lightning_lth.study.trial import Trial
 
 
 def check_design(study: Study) -> None:
@@ -63,6 +68,9 @@ def rehearse(study: Study) -> None:
                 rehearsed.append(settings)
             if isinstance(arm, IterativePruning):
                 _check_rewind_step(arm.own_ladder(study.pruning), settings["trainer"]["max_steps"])
+            if isinstance(arm, AtInitialization):
+                with seeds(), quiet():
+                    _rehearse_scores(Trial(study, Job(name, study.seeds[0], Part()), Path()), arm)
         except Exception as error:
             raise ValueError(f"The arm {name!r} cannot run: {error}") from error
 
@@ -154,6 +162,16 @@ def _rehearse(settings: Settings, ladder: Ladder, measures: Measures) -> None:
     fresh: LightningModule = build(LightningModule, settings["model"])
     weights = BestWeights.of(model, step=0, value=0.0)
     accuracies(trainer, fresh, weights, measures, limit_batches=1)
+
+
+def _rehearse_scores(trial: Trial, arm: AtInitialization) -> None:
+    """Try whether the batches and the model are such as scores by gradients need."""
+    if arm.method in ("magnitude", "random"):
+        return
+    batches = trial.batches(1)
+    if arm.method != "synflow":  # which needs no labels
+        patterns = trial.ladder.parameters
+        at_initialization.snip(trial.model(), batches, cross_entropy, parameters=patterns)
 
 
 def _check_devices(trainer: Trainer) -> None:

@@ -127,7 +127,7 @@ class Study:
 
     Raises:
         ValueError: If a seed or ``threads`` is out of range, or a name could lead out of the
-            study's folder.
+            study's folder, or to that of another arm.
     """
 
     name: str
@@ -150,6 +150,11 @@ class Study:
                 raise ValueError(f"`seeds` must be in [0, 2**32), as NumPy's are, got {seed}.")
         for name in self.arms:
             check_folder_name("The name of an arm", name)
+        if len({name.casefold() for name in self.arms}) < len(self.arms):
+            raise ValueError(
+                "Names of arms must differ in more than capitals, as not all file systems tell "
+                f"them apart, got {list(self.arms)}."
+            )
 
 
 def check_folder_name(what: str, name: str) -> None:

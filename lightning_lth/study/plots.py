@@ -85,8 +85,7 @@ def against_density(results: Results, measure: str) -> Figure:
     axes.set_ylabel(MEASURES.get(measure, measure), parse_math=False)
     _format_steps(axes, measure, "y")
     if handles:
-        margin = 1.15
-        axes.set_xlim(summary["density"].min() * 100 / margin, 100 * margin)
+        axes.set_xlim(summary["density"].min() * 100 / 1.15, 100 * 1.15)
     style_density_axis(axes)
     add_legend(figure, handles)
     return note_if_empty(figure, is_empty=not handles)
@@ -254,6 +253,7 @@ def _draw_arm(axes: Axes, rows: DataFrame, index: int, *, shift: float) -> Artis
 def _mean_and_range(curves: DataFrame, metric: str) -> DataFrame:
     """By arm, round and step, as far as no training has ended; the mean is that of the trials."""
     keys = ["arm", "round", "step"]
+    curves = curves.drop_duplicates([*keys, "seed", "draw"])  # accumulated: the same weights twice
     at_step = curves.groupby(keys)[metric].transform("size")
     most = at_step.groupby([curves["arm"], curves["round"]]).transform("max")
     whole = curves[at_step == most]
@@ -273,7 +273,7 @@ def _telling_rounds(lines: DataFrame) -> list[int]:
 
 def _limit_to_settled(axes: Axes, lines: DataFrame) -> None:
     """Axes from step 0, and as high as the values after the first tenth of training."""
-    if len(lines) == 0:
+    if lines.empty:
         return
     settled = lines[lines["step"] >= lines["step"].max() / 10]
     low, high = settled["min"].min(), settled["max"].max()

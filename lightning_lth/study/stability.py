@@ -90,6 +90,12 @@ class Stability(Arm):
     def _compared(
         self, trial: Trial, masks: Masks, first: Mapping[str, Tensor], second: Mapping[str, Tensor]
     ) -> dict[str, float]:
+        distance = l2_distance(first, second, masks)
+        if distance == 0:
+            raise ValueError(
+                "Two data orders led to equal weights, so the seed does not decide the order. "
+                "Shuffle the training data, without a generator that has a seed of its own."
+            )
         steps = [point / (self.points - 1) for point in range(self.points)]
         errors = [trial.error(interpolate(first, second, alpha)) for alpha in steps]
         return {
@@ -97,7 +103,7 @@ class Stability(Arm):
             "error_b": errors[0],
             "max_error": max(errors),
             "barrier": error_barrier(errors),
-            "l2_distance": l2_distance(first, second, masks),
+            "l2_distance": distance,
             "angle_degrees": angle_degrees(first, second, masks),
         }
 

@@ -96,11 +96,8 @@ class Trial:
         with isolate_rng():
             self._seed_everything("order", 0)
             data = self._data()
-            if data is None:
-                source: Any = self.model()
-            else:
-                source = data
-                source.prepare_data()
+            source: Any = self.model() if data is None else data
+            source.prepare_data()
             source.setup("fit")
             found = list(islice(iter(source.train_dataloader()), count))
         for batch in found:

@@ -230,6 +230,15 @@ def test_stability_compares_two_orders(folder: Path, rounds: pd.DataFrame) -> No
     assert row["max_error"] >= max(ends) - 1e-9
 
 
+def test_stability_needs_data_orders_that_differ(tmp_path: Path) -> None:
+    arms = {"winning_ticket": tiny.iterative(), "stability": ARMS["stability"]}
+    data = {"class_path": "tests.study.tiny.InStep"}
+    pruning = {"rounds": 2, "fraction": 0.5}
+    study = load_study(tiny.config(seeds=[0], data=data, arms=arms, pruning=pruning))
+    with pytest.raises(RuntimeError, match=r"Two data orders led to equal .* Shuffle the training"):
+        run_study(study, tmp_path)
+
+
 def test_rewinding_arms_differ_in_where_they_go_back_to(folder: Path, rounds: pd.DataFrame) -> None:
     dense = ticket(folder, "winning_ticket", round=0)
     late = ticket(folder, "late", round=1)

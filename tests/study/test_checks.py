@@ -52,6 +52,12 @@ NET, DATA = "tests.study.tiny.Net", "tests.study.tiny.Data"
         ({"arms": {"a": tiny.iterative(rewind="weigths")}}, "weigths"),
         ({"arms": {"a": {"class_path": "Control"}}}, "required: of"),
         ({"arms": {"a": tiny.control(draws=0)}}, r"`draws` must be in \[1, 1000\], got 0"),
+        ({"arms": {"a": tiny.control(draws=2)}}, "1 if nothing is drawn anew, got 2"),
+        ({"arms": {"a": tiny.control(draws=3, weights="signed_constant")}}, "is drawn anew, got 3"),
+        (
+            {"arms": {"a": tiny.iterative(), "A": tiny.iterative()}},
+            r"must differ in more than capitals.*\['a', 'A'\]",
+        ),
         ({"arms": {"a": _stability(orders=1)}}, r"`orders` must be in \[2, 1000\] .* got 1 and 30"),
         ({"arms": {"a": _stability(points=2)}}, r"`points` in \[3, 1000\], got 2 and 2"),
         (
@@ -115,6 +121,13 @@ def test_a_config_that_is_wrong_is_refused(changes: dict[str, Any], message: str
         (
             {"trainer": {"accelerator": "cpu", "devices": 2, "max_steps": 3}},
             "the trainer has 2 devices.* .*`torchrun --nproc-per-node 2 -m",
+        ),
+        (
+            {
+                "data": {"class_path": "tests.study.tiny.Threes"},
+                "arms": {"w": tiny.iterative(), "a": _early(method="synflow")},
+            },
+            "'a' cannot run: Pruning by gradients needs batches that are pairs",
         ),
         ({"claims": [{**tiny.CLAIM, "arm": "winnig_ticket"}]}, "winnig_ticket"),
         ({"claims": [{**tiny.CLAIM, "round": 9}]}, "9"),

@@ -273,6 +273,13 @@ def test_training_curves_of_a_handful_of_densities_that_all_arms_have() -> None:
     assert [len(axes.lines) for axes in figure.axes] == [6, 3, 1]  # 0 3 6 9 12, and 5 for c
 
 
+def test_training_curves_with_two_validations_at_a_step() -> None:
+    """As with accumulated gradients, when both are between the same two optimizer steps."""
+    twice = pd.concat([curve(("a", 1, 0, 0), [4, 2, 1]), curve(("a", 1, 0, 0), [4, 2]).iloc[1:]])
+    figure = training_curves(results({("a", 1, 0, 0): 1}, curves=[twice]), "val_acc")
+    assert points(figure.axes[0]) == [[(0, 4), (10, 2), (20, 1)]]
+
+
 def test_a_single_validation_is_a_dot() -> None:
     figure = training_curves(results(curves=[curve(("ticket", 1, 0, 0), [0.5])]), "val_acc")
     figure.savefig(io.BytesIO())

@@ -89,6 +89,14 @@ class Data(LightningDataModule):
         return DataLoader(self.parts[2], batch_size=24)
 
 
+class Threes(Data):
+    """Batches that are no pairs, which the module does not mind."""
+
+    def train_dataloader(self) -> DataLoader:
+        inputs, labels = self.parts[0].tensors
+        return DataLoader(TensorDataset(inputs, labels, labels), batch_size=8)
+
+
 class InStep(Data):
     """The same global batches, unshuffled, in one process or in two; then 4 examples for each."""
 
