@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from lightning_lth import Ticket
@@ -61,25 +62,45 @@ def test_a_study_is_run_reported_and_run_no_second_time_and_its_tickets_looked_a
     assert "Ticket(round=2, step=0, density=0.25, 36 of 144 weights in 2 tensors)" in shown
     assert "25.00% left of hidden.weight: 24 of 96" in shown
     assert re.search(r"seed\s+4\n", shown)
+    assert re.search(r"\nfingerprint  \w+\n(.*\n)*val_loss     \d\.\d+\n(.*\n)*torch  ", shown)
 
     model = {"class_path": "tests.study.tiny.Net", "init_args": {"classes": 7}}
     other = write_config(tmp_path / "other.yaml", model=model)
     moved = tmp_path / "moved.safetensors"
-    main(["ticket", "transfer", str(file), str(other), "--out", str(moved)])
-    assert "output.weight" in capsys.readouterr().out
-    ticket = Ticket.load(moved)
+    drawn = []
+    for seed in ("3", "0"):
+        main(["ticket", "transfer", str(file), str(other), "--out", str(moved), "--seed", seed])
+        shown = capsys.readouterr().out
+        assert "output.weight" in shown
+        assert f"\nWritten: {moved}\n" in shown
+        ticket = Ticket.load(moved)
+        drawn.append(ticket.weights["output.weight"])
+    assert not torch.equal(*drawn)
     assert ticket.masks.remaining() == {"hidden.weight": 24}
     assert ticket.weights["output.weight"].shape == (7, 16)
 
 
 @pytest.mark.slow
-def test_an_interruption_says_how_to_go_on(tmp_path: Path) -> None:
-    flag, folder = tmp_path / "flag", tmp_path / "out"
+def test_an_interruption_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    flag = tmp_path / "flag"
     flag.write_text("1")  # epochs that it goes well
     data = {"class_path": "tests.study.tiny.DiesOnce", "init_args": {"flag": str(flag)}}
-    config = write_config(tmp_path / "tiny.yaml", seeds=[0], data=data)
-    with pytest.raises(SystemExit, match=r"^Interrupted\. .* is kept in '.*out'; go on"):
-        main(["study", "run", str(config), "--dir", str(folder), "--jobs", "1"])
+    config = write_config(tmp_path / "tiny.yaml", name="My Net", seeds=[0], data=data)
+    folder = re.escape(str(Path("results", "my_net")))
+    with pytest.raises(SystemExit, match=rf"^Interrupted\. .* is kept in '{folder}'; go on"):
+        main(["study", "run", str(config), "--jobs", "1"])
+
+
+def test_the_demo_is_the_study_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It finds a folder that it refuses, as training takes two minutes."""
+    monkeypatch.chdir(tmp_path)
+    for folder, options in (("results/demo", []), ("other", ["--dir", "other"])):
+        job = tmp_path / folder / "trials" / "winning_ticket" / "seed_0"
+        job.mkdir(parents=True)
+        (job / "started").write_text("other settings")
+        with pytest.raises(SystemExit, match=f"{folder}/trials/winning_ticket/seed_0' holds resul"):
+            main(["demo", *options])
 
 
 def test_help_names_the_commands_and_the_shipped_configs(

@@ -90,7 +90,7 @@ class Recorder(Callback):
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record the metrics, and keep the weights if they are the best so far."""
-        if trainer.sanity_checking or trainer.state.fn != "fit":
+        if trainer.sanity_checking:
             return
         step = trainer.global_step
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}

@@ -7,10 +7,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
 from lightning_lth import Masks, Ticket
+from lightning_lth.pruning import at_initialization
 from lightning_lth.pruning.scoring import magnitude
-from lightning_lth.pruning.selection import prune
+from lightning_lth.pruning.selection import keep, prune
 from lightning_lth.stopping.best_weights import BestWeights
 from lightning_lth.study import Part, Trial, load_study, run_study
 from lightning_lth.study.jobs import Job
@@ -22,7 +24,7 @@ ARMS = {
     "winning_ticket": tiny.iterative(),
     "reinit": tiny.control(weights="reinitialized", rounds=[2], draws=2),
     "reinit_shuffled": tiny.control(weights="reinitialized", masks="shuffled", rounds=[2]),
-    "random_mask": tiny.control(masks="random", rounds=[2]),
+    "random_mask": tiny.control(masks="random", rounds=[2], draws=2),
     "same_signs": tiny.control(weights="same_signs", rounds=[2]),
     "constants": tiny.control(weights="signed_constant", rounds=[2]),
     "one_shot": {"class_path": "OneShot", "init_args": {"of": "winning_ticket", "rounds": [2]}},
@@ -201,14 +203,57 @@ def test_a_ticket_moves_to_another_task(folder: Path) -> None:
     assert moved.weights["output.weight"].shape == (3, 16)
 
 
+def _trial(folder: Path, job: Job, **arms: object) -> Trial:
+    return Trial(load_study(tiny.config(seeds=[0], arms={**ARMS, **arms})), job, folder)
+
+
+def test_draws_and_rounds_have_random_numbers_of_their_own(folder: Path) -> None:
+    assert ticket(folder, "random_mask").masks != ticket(folder, "random_mask", draw=1).masks
+    first, second = ticket(folder, "anew", round=0), ticket(folder, "anew", round=1)
+    assert not torch.equal(first.weights["hidden.bias"], second.weights["hidden.bias"])
+
+
+def test_what_is_trained_is_the_ticket(folder: Path, rounds: pd.DataFrame) -> None:
+    values = rounds["early_stop_value"]
+    assert values["reinit", 0, 2] != values["reinit", 1, 2]  # the same masks, other weights
+    with seeds():
+        trial = _trial(folder.parent / "alone", Job("reinit", 0, Part(2)))
+        start = ticket(folder, "reinit")
+        end = trial.train(start)
+    for name, mask in start.masks.items():
+        assert not end[name][~mask].any()
+        assert end[name][mask].all()
+
+
+def test_scores_are_those_of_the_first_batch(folder: Path) -> None:
+    start = ticket(folder, "winning_ticket", round=0)
+    trial = _trial(folder, Job("snip", 0, Part(2)))
+    batches = trial.batches(1)
+    torch.rand(7)  # the random state of the caller does not matter
+    assert all(map(torch.equal, batches[0], trial.batches(1)[0]))
+    for name, score in (("snip", at_initialization.snip), ("grasp", at_initialization.grasp)):
+        start.apply_(net := tiny.Net())
+        scores = score(net, batches, cross_entropy)
+        assert ticket(folder, name).masks == keep(scores, start.masks, num_remaining=36)
+
+
+def test_the_dense_training_is_found_through_other_arms(folder: Path) -> None:
+    of = {name: ARMS["stability"] | {"init_args": {"of": name}} for name in ("reinit", "snip")}
+    through = _trial(folder, Job("through", 0, Part(2)), through=of["reinit"])
+    found = through.dense_trained()
+    path = folder / "trials" / "winning_ticket" / "seed_0" / "trained" / "round_00.safetensors"
+    assert found is not None
+    assert torch.equal(found["hidden.weight"], BestWeights.load(path).tensors["hidden.weight"])
+    assert _trial(folder, Job("none", 0, Part(2)), none=of["snip"]).dense_trained() is None
+
+
 def _distance_to_dense(folder: Path) -> float:
     """From the end of the ticket trained alone, in the order of the dense network, to its end."""
     base = folder / "trials" / "winning_ticket" / "seed_0"
     dense = BestWeights.load(base / "trained" / "round_00.safetensors").tensors
     start = ticket(folder, "winning_ticket")
-    study = load_study(tiny.config(seeds=[0], arms=ARMS))
     with seeds():
-        trial = Trial(study, Job("reinit", 0, Part(2)), folder.parent / "alone")
+        trial = _trial(folder.parent / "alone", Job("reinit", 0, Part(2)))
         alone = trial.train(start)
     squares = [
         ((dense[name] - alone[name])[mask] ** 2).sum().item() for name, mask in start.masks.items()

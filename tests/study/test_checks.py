@@ -76,6 +76,7 @@ def test_a_config_that_is_wrong_is_refused(changes: dict[str, Any], message: str
     [
         ({"seeds": [1, 1]}, r"`seeds` must be different numbers, at least one, got \[1, 1\]"),
         ({"seeds": []}, "at least one"),
+        ({"arms": {}}, "`arms` must have at least one arm, got none"),
         (
             {"arms": {"winning_ticket": tiny.iterative(), "b": tiny.control(of="winnig_ticket")}},
             "'b' takes tickets `of` 'winnig_ticket', which is no arm. Did you mean 'winning_tick",
@@ -124,6 +125,15 @@ def test_a_config_that_is_wrong_is_refused(changes: dict[str, Any], message: str
         ),
         (
             {
+                "arms": {
+                    "early": _early(method="random"),
+                    "b": {"class_path": "OneShot", "init_args": {"of": "early"}},
+                }
+            },
+            "'b' needs the dense training of 'early', which has none",
+        ),
+        (
+            {
                 "data": {"class_path": "tests.study.tiny.Threes"},
                 "arms": {"w": tiny.iterative(), "a": _early(method="synflow")},
             },
@@ -154,10 +164,17 @@ def test_a_study_that_cannot_run_is_refused_before_anything_is_written(
     assert not (tmp_path / "study").exists()
 
 
-def test_modules_and_callbacks_that_need_a_logger_have_one() -> None:
-    monitor = {"class_path": "lightning.pytorch.callbacks.LearningRateMonitor"}
-    config = tiny.config(
-        model={"class_path": "tests.study.tiny.TalksToItsLogger"},
-        trainer={"accelerator": "cpu", "max_steps": 12, "callbacks": [monitor]},
-    )
-    rehearse(load_study(config))
+def test_a_rehearsal_validates_has_a_logger_and_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    trainer = {
+        "accelerator": "cpu",
+        "max_epochs": 9,
+        "check_val_every_n_epoch": 5,
+        "callbacks": {"class_path": "lightning.pytorch.callbacks.LearningRateMonitor"},
+    }
+    model = {"class_path": "tests.study.tiny.TalksToItsLogger"}
+    rehearse(load_study(tiny.config(model=model, trainer=trainer)))
+    assert list(tmp_path.iterdir()) == []
+    assert capsys.readouterr().out == ""

@@ -3,10 +3,15 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from lightning_lth.study import load_study
+from lightning_lth.study import IterativePruning, Ladder, load_study
 from lightning_lth.study.jobs import all_jobs, fingerprint, settings_of, waves
 from lightning_lth.study.progress import num_trainings
-from lightning_lth.study.settings import find_config, shipped_configs, with_changes
+from lightning_lth.study.settings import (
+    find_config,
+    shipped_configs,
+    trainer_arguments,
+    with_changes,
+)
 from tests.study import tiny
 
 # Trainings by hand: seeds * sum over arms of rounds * draws; iterative arms have one more round.
@@ -106,3 +111,33 @@ def test_sources_come_in_earlier_waves() -> None:
         {"one_shot"},
         {"control_of_control"},
     ]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("logger", "default_root_dir", "enable_checkpointing", "enable_model_summary"),
+        *("enable_progress_bar", "fast_dev_run"),
+    ],
+)
+def test_what_a_study_decides_of_the_trainer_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"does not accept option '{name}'"):
+        load_study(tiny.config(trainer={name: True}))
+
+
+def test_callbacks_may_be_one_or_several() -> None:
+    one = {"class_path": "lightning.pytorch.callbacks.LearningRateMonitor"}
+    for given, count in ((None, 0), (one, 1), ([one, one], 2)):
+        study = load_study(tiny.config(trainer={"callbacks": given}, claims=None))
+        made = trainer_arguments(study.settings["trainer"])
+        assert [type(callback).__name__ for callback in made["callbacks"]] == [
+            "LearningRateMonitor"
+        ] * count
+        assert made["num_sanity_val_steps"] == 0
+
+
+def test_an_arm_of_iterative_pruning_may_have_a_ladder_of_its_own() -> None:
+    ladder = Ladder(2, fraction=0.5, fractions={"output.*": 0.1}, rewind_step=1)
+    assert IterativePruning().own_ladder(ladder) == ladder
+    own = IterativePruning(rounds=3, fraction=0.2, scope="layer", rewind_step=0).own_ladder(ladder)
+    assert own == Ladder(3, fraction=0.2, scope="layer", fractions={"output.*": 0.1})
