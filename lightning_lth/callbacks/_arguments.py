@@ -31,6 +31,16 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"`{name}` must be one of {list(choices)}, got {value!r}.")
 
 
+def check_mode(mode: str, monitor: str | None) -> None:
+    """Refuse anything but ``"min"`` and ``"max"``, and a mode that would have no effect."""
+    check_choice("mode", mode, ("min", "max"))
+    if mode != "min" and monitor is None:
+        raise ValueError(
+            f"`mode` is for `monitor`, which is not given, got {mode!r}. Name the metric, too; that "
+            "of EarlyStopping or ModelCheckpoint has its mode from there."
+        )
+
+
 def check_fraction(name: str, value: float, *, is_zero_allowed: bool) -> None:
     """Refuse anything but a number in (0, 1), or [0, 1)."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):

@@ -60,7 +60,7 @@ class IterativeMagnitudePruning(Callback):
             unshuffled loader or a sampler with ``set_epoch``. By default the order goes on.
         monitor: Metric whose best value and step are recorded. Default: that of EarlyStopping, of
             ModelCheckpoint, or ``"val_loss"``.
-        mode: Whether the smallest (``"min"``) or largest (``"max"``) value of ``monitor`` is best.
+        mode: Whether the ``"min"`` or ``"max"`` of ``monitor`` is best; only if that is given.
         ticket_dir: Folder for a ticket of each round, ``round_00.safetensors`` and so on.
         empty_layers: ``"warn"`` of a round that leaves a layer without weights, or ``"refuse"`` it.
 
@@ -101,7 +101,7 @@ class IterativeMagnitudePruning(Callback):
         _arguments.check_function("criterion", criterion, "`pruning.scoring.magnitude`")
         _arguments.check_choice("scope", scope, ("global", "layer"))
         _arguments.check_choice("rewind", rewind, ("weights", "learning_rate", "none"))
-        _arguments.check_choice("mode", mode, ("min", "max"))
+        _arguments.check_mode(mode, monitor)
         _arguments.check_choice("empty_layers", empty_layers, ("warn", "refuse"))
         self.rounds = rounds
         self.fraction = fraction

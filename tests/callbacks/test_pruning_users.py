@@ -382,6 +382,10 @@ def test_strategies_that_flatten_parameters_are_refused(strategy: Any) -> None:
     [
         ({"rounds": 0}, r"`rounds` must be an integer of at least 1, got 0\."),
         ({"fraction": 20}, r"`fraction` must be in \(0, 1\), got 20\. .* fractions: 0\.2\."),
+        (
+            {"mode": "max"},
+            r"`mode` is for `monitor`, which is not given, got 'max'. Name the metric",
+        ),
         ({"fraction": 1.0}, r"`fraction` must be in \(0, 1\), got 1\.0\.$"),
         ({"scope": "globally"}, r"`scope` must be one of \['global', 'layer'\], got 'globally'\."),
         ({"rewind": "all"}, "`rewind` must be one of"),
