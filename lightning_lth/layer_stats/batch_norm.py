@@ -228,7 +228,7 @@ class _Group:
         self._of_channels = Spans([*widths.values()], device)
         self._of_statistics = Spans([*widths.values()] * 3, device)
         self._settings: list[tuple[float | None, float]] = []
-        self._previous = torch.full((2, sum(widths.values())), torch.nan, device=device)
+        self._previous = _floats(torch.nan, device).repeat(2, sum(widths.values()))
 
     def set(self, layers: Mapping[str, _BatchNorm]) -> None:
         """Take over momentum and eps, if they changed."""
@@ -236,8 +236,8 @@ class _Group:
         if settings != self._settings:
             self._settings = settings
             retained = [_log_retained(momentum) for momentum, _ in settings]
-            self._log_retained = torch.tensor(retained, device=self._device)
-            eps = torch.tensor([eps for _, eps in settings], device=self._device)
+            self._log_retained = _floats(retained, self._device)
+            eps = _floats([eps for _, eps in settings], self._device)
             self._eps = self._of_channels.spread(eps)
 
     def read(self, start: _Buffers, end: _Buffers) -> Readings:
@@ -267,6 +267,11 @@ class _Group:
         values = self._of_statistics.means(torch.cat([square, log_ratio, shift]))
         values[: len(self.widths)].sqrt_()
         return values
+
+
+def _floats(values: float | list[float], device: torch.device) -> Tensor:
+    """Whatever the default dtype is."""
+    return torch.tensor(values, dtype=torch.float32, device=device)
 
 
 def _log_retained(momentum: float | None) -> float:

@@ -127,7 +127,8 @@ class NormCollector:
         epsilon = getattr(layer, "eps", 0.0)
         shift = total / count
         expected = variance.float().to(count.device) + epsilon
-        ratio = (square / count - shift.square() + epsilon) / expected
+        spread = (square - total * shift) / (count - 1)  # unbiased, as the running one
+        ratio = (spread + epsilon) / expected
         mean_shift = (shift.square() / expected).mean().sqrt()
         size = torch.maximum(ratio, 1 / ratio).mean()
         return torch.stack((size, ratio.log().mean().exp(), mean_shift))

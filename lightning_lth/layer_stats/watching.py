@@ -113,11 +113,11 @@ class Watch:
         """How the inputs of batch normalization in validation differ from the running statistics.
 
         Over all watched batches since the last call together: ``train_eval_shift``, the mean over
-        channels of ``max(r, 1 / r)`` with ``r`` the variance relative to ``running_var``;
-        ``train_eval_ratio``, the geometric mean of ``r``, in which the noise of single channels
-        cancels, while Dropout in front takes it below 1; and ``train_eval_mean_shift``, the root
-        mean square of the mean's distance in standard deviations. NaN if nothing was watched, or
-        there are no running statistics.
+        channels of ``max(r, 1 / r)`` with ``r`` the variance relative to ``running_var``, both
+        unbiased; ``train_eval_ratio``, the geometric mean of ``r``, in which the noise of single
+        channels cancels, while Dropout in front takes it below 1; and ``train_eval_mean_shift``,
+        the root mean square of the mean's distance in standard deviations. NaN if nothing was
+        watched, or there are no running statistics; the first two for one value per channel, too.
 
         Source:
             Li et al. 2019, arXiv:1801.05134: dropout in front shifts the variance.
@@ -137,8 +137,8 @@ class Watch:
             return _table({}, ())
         layers = {name: collector.layer for name, collector in self._dropouts.items()}
         totals = torch.stack([c.totals_and_reset() for c in self._dropouts.values()])
-        probabilities = [1 - drop_probability(layer) for layer in layers.values()]
-        columns = keep_statistics(totals[:, :2], torch.tensor(probabilities, device=totals.device))
+        probabilities = totals.new_tensor([1 - drop_probability(one) for one in layers.values()])
+        columns = keep_statistics(totals[:, :2], probabilities)
         columns["var_shift"] = totals[:, 2] / totals[:, 3]
         rows = torch.stack([*columns.values()], 1)
         return _table(dict(zip(layers, rows, strict=True)), (*columns,))

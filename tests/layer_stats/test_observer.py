@@ -30,7 +30,8 @@ class Net(nn.Module):
 
 
 def inputs(seed: int = 1) -> Tensor:
-    return torch.randn(64, 4, generator=torch.Generator().manual_seed(seed)) * 2 + 3
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(64, 4, generator=generator, dtype=torch.float32) * 2 + 3
 
 
 def train(observer: LayerObserver, network: nn.Module, *batches: Tensor) -> dict[Any, float]:
@@ -89,11 +90,30 @@ def test_the_numbers_of_an_evaluation_are_those_of_all_its_batches() -> None:
     train(observer, network, inputs())
     batches = inputs(2), inputs(3)
     numbers = evaluate(observer, network, *batches)
-    ratio = torch.cat(batches).var(0, correction=0) / network.first.running_var
+    ratio = torch.cat(batches).var(0) / network.first.running_var
     expected = torch.maximum(ratio, 1 / ratio).mean()
     assert numbers["first", "train_eval_shift"] == pytest.approx(float(expected), rel=1e-3)
     assert evaluate(observer, network) == {}  # read once
     observer.release()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_default_dtype_changes_no_number(dtype: torch.dtype) -> None:
+    def numbers() -> dict[Any, float]:
+        torch.manual_seed(0)
+        network = Net().float()
+        observer = LayerObserver(network, activations=True)
+        seen = train(observer, network, inputs()) | train(observer, network, inputs(2))
+        observer.release()
+        return seen | evaluate(observer, network, inputs(3))
+
+    expected = numbers()
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        assert numbers() == expected
+    finally:
+        torch.set_default_dtype(default)
 
 
 def test_a_restart_forgets_all_batches_before() -> None:

@@ -135,8 +135,8 @@ def test_inputs_of_validation_against_the_running_statistics():
     module[0].running_var.copy_(torch.tensor([4.0, 4.0]))
     watch = Watch(module)
     module.eval()
-    # Over both batches together: means 3 and 0, variances 16 and 1.
-    column = torch.tensor([-1.0, 1.0]).repeat(3)
+    # Over both batches together: means 3 and 0, unbiased variances 16 and 1.
+    column = torch.tensor([-1.0, 1.0]).repeat(3) * (5 / 6) ** 0.5
     values = torch.stack((3 + 4 * column, column), 1)
     evaluated(watch, module, values[:2], values[2:])
     numbers = watch.evaluation_readings().to_numbers()
@@ -145,6 +145,14 @@ def test_inputs_of_validation_against_the_running_statistics():
     assert numbers["0", "train_eval_ratio"] == pytest.approx(1, rel=1e-4)  # sqrt(4 / 4)
     assert numbers["0", "train_eval_mean_shift"] == pytest.approx(0.5**0.5, rel=1e-4)
     assert watch.evaluation_readings().to_numbers() == {}
+
+
+def test_one_value_of_validation_has_no_variance():
+    module = nn.Sequential(nn.BatchNorm1d(2)).eval()
+    watch = Watch(module)
+    evaluated(watch, module, torch.ones(1, 2))
+    numbers = watch.evaluation_readings().to_numbers()
+    assert numbers == {("0", "train_eval_mean_shift"): pytest.approx(1, rel=1e-4)}
 
 
 def test_validation_of_images_and_of_dead_channels():
