@@ -25,7 +25,7 @@ from lightning_lth.layer_stats.facts import Facts
 from lightning_lth.layer_stats.findings import Diagnosis, Thresholds
 from lightning_lth.layer_stats.layers import dropout_layers, group, normalization_layers
 from lightning_lth.layer_stats.readings import joined
-from lightning_lth.layer_stats.survey import Survey, fallback, is_compiled
+from lightning_lth.layer_stats.survey import Survey, fallback, has_fast_path, is_compiled
 from lightning_lth.layer_stats.watching import Watch
 
 Numbers = dict[tuple[str, str], float]
@@ -37,8 +37,8 @@ class LayerObserver:
 
     Create it before the network runs for the first time. The first training batch and the first
     evaluation batch that are observed are also surveyed: which Dropout runs before which BatchNorm,
-    which ReLU follows, which dropout has no module. A compiled network cannot be surveyed; the
-    order of its modules stands in.
+    which ReLU follows, which dropout has no module. A compiled network cannot be surveyed, nor one
+    with attention of torch in evaluation mode; the order of its modules stands in.
 
     Args:
         module: The network.
@@ -201,7 +201,7 @@ class LayerObserver:
     def _start_survey(self, *, is_training: bool) -> None:
         if is_training in self._facts:
             return
-        if is_compiled(self._module):
+        if is_compiled(self._module) or has_fast_path(self._module):
             self._facts[is_training] = fallback(self._module)
             return
         self._survey = Survey(self._module)

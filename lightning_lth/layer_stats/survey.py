@@ -149,6 +149,20 @@ def fallback(module: nn.Module) -> Facts:
     return facts
 
 
+def has_fast_path(module: nn.Module) -> bool:
+    """Whether a part may run by a fused kernel, as torch's attention does in evaluation mode.
+
+    It does not under a survey, which would change outputs: at padding, and by rounding.
+
+    Examples:
+        >>> attention = nn.MultiheadAttention(2, 1)
+        >>> has_fast_path(attention), has_fast_path(attention.eval())
+        (False, True)
+    """
+    kinds = nn.MultiheadAttention, nn.TransformerEncoderLayer
+    return any(isinstance(part, kinds) and not part.training for part in module.modules())
+
+
 def is_compiled(module: nn.Module) -> bool:
     """Whether any part is compiled, by ``torch.compile``, ``Module.compile`` or Lightning.
 

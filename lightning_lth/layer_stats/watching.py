@@ -8,11 +8,13 @@ from typing import final
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.hooks import RemovableHandle
 
 from lightning_lth.layer_stats.collecting import Collector, DropoutCollector, NormCollector, Switch
 from lightning_lth.layer_stats.dropout import drop_probability, keep_statistics
 from lightning_lth.layer_stats.layers import dropout_layers, normalization_layers
 from lightning_lth.layer_stats.readings import Readings, joined
+from lightning_lth.layer_stats.survey import is_compiled
 
 
 @final
@@ -22,7 +24,8 @@ class Watch:
     The hooks stay attached and do nothing until switched on, because a compiled network never
     sees hooks that come later. Create the watch and call ``prepare`` before the first batch,
     sanity check included. Switched on, they change neither outputs nor random numbers, and keep
-    no reference to a batch.
+    no reference to a batch. Inside ``nn.TransformerEncoderLayer``, which leaves its fast path in
+    evaluation where hooks are attached, they are so only while ``is_on``, unless it is compiled.
 
     Attributes:
         is_on: Set it around the forward pass of a training batch to read. What checkpointing
@@ -63,7 +66,11 @@ class Watch:
         }
         self._activations = activations
         self._collectors: list[Collector] = [*self._norms.values(), *self._dropouts.values()]
-        self._handles = [handle for collector in self._collectors for handle in collector.attach()]
+        passing = _in_fast_paths(module)
+        self._passing = [one for one in self._collectors if one.layer in passing]
+        lasting = [one for one in self._collectors if one.layer not in passing]
+        self._handles = [handle for collector in lasting for handle in collector.attach()]
+        self._passing_handles: list[RemovableHandle] = []
         self.prepare()
 
     @property
@@ -74,6 +81,9 @@ class Watch:
     @is_on.setter
     def is_on(self, value: bool) -> None:
         self._switch.is_on = value
+        _remove(self._passing_handles)
+        training = [one for one in self._passing if value and one.layer.training]
+        self._passing_handles += [handle for one in training for handle in one.attach()]
 
     @property
     def is_evaluating(self) -> bool:
@@ -94,8 +104,7 @@ class Watch:
     def release(self) -> None:
         """Switch off and detach the hooks; a second time does nothing."""
         self.is_on = self.is_evaluating = False
-        while self._handles:
-            self._handles.pop().remove()
+        _remove(self._handles)
 
     def training_readings(self) -> Readings:
         """What the training batches showed since the last call.
@@ -154,6 +163,20 @@ class Watch:
             moments = {name: norm.moments_and_reset() for name, norm in self._norms.items()}
             readings.append(_table(moments, ("input_mean", "input_std")))
         return readings
+
+
+def _in_fast_paths(module: nn.Module) -> set[nn.Module]:
+    """Layers inside ``nn.TransformerEncoderLayer`` that are needed only in training."""
+    if is_compiled(module):
+        return set()
+    encoders = [part for part in module.modules() if isinstance(part, nn.TransformerEncoderLayer)]
+    layers = {layer for encoder in encoders for layer in encoder.modules()}
+    return {layer for layer in layers if not isinstance(layer, _BatchNorm)}
+
+
+def _remove(handles: list[RemovableHandle]) -> None:
+    while handles:
+        handles.pop().remove()
 
 
 def _num_processes(layer: nn.Module) -> int:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import Counter
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_lth.layer_stats.findings import Finding, Thresholds
 from lightning_lth.layer_stats.observer import LayerObserver
@@ -396,6 +398,48 @@ def test_parameters_by_tag() -> None:
     ]
     assert tensors["batch_norm/first/gamma"] is network.first.weight
     observer.release()
+
+
+class Calls(TorchDispatchMode):
+    """Counts what runs, below torch's functions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.of = Counter[str]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.of[func.name()] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype")
+def test_the_fast_path_of_transformers_is_taken_as_without() -> None:
+    # It gives zeros at the padding, and is refused where hooks or torch-function modes are.
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    network = nn.ModuleList([nn.TransformerEncoder(layer, 1).eval(), nn.BatchNorm1d(8)])
+    batch, padding = torch.randn(2, 4, 8), torch.tensor([[False] * 3 + [True]] * 2)
+
+    def run() -> tuple[Tensor, int]:
+        with torch.no_grad(), Calls() as calls:
+            hidden = network[0](batch, src_key_padding_mask=padding)
+        network[1](hidden.flatten(0, 1))
+        return hidden, calls.of["aten::_transformer_encoder_layer_fwd"]
+
+    expected, count = run()
+    assert (count, float(expected[:, 3].abs().max())) == (1, 0.0)
+    observer = LayerObserver(network, activations=True)
+    outputs = [run()]
+    for start in (observer.start_training_batch, observer.start_evaluation_batch):
+        start()
+        outputs.append(run())
+    assert all(torch.equal(output, expected) and n == count for output, n in outputs)
+    network.train()
+    observer.start_training_batch()
+    network[0](batch, src_key_padding_mask=padding)
+    numbers = observer.finish_training_batch()
+    assert {("0.layers.0.dropout1", "keep"), ("0.layers.0.norm1", "input_std")} <= numbers.keys()
+    observer.release()
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())
 
 
 def test_parameters_that_are_spread_over_processes_are_left_alone() -> None:
