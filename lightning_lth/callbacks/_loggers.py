@@ -70,10 +70,11 @@ def log_round(trainer: Trainer, history: History) -> None:
 
 def log_best(trainer: Trainer, monitor: str, best: Validation) -> None:
     """Log the best validation so far, at each validation."""
-    log_scalars(trainer, {f"best/{monitor}": best.value, "best/step": float(best.step)})
+    name = f"best/{monitor}"  # in both tags: there may be two callbacks
+    log_scalars(trainer, {name: best.value, f"{name}/step": float(best.step)})
     charts = [
-        Lines(f"Best {monitor}", (tag(f"best/{monitor}"),)),
-        Lines("Step of the best validation", (tag("best/step"),)),
+        Lines(f"Best {monitor}", (tag(name),)),
+        Lines("Step of the best validation", (tag(f"{name}/step"),)),
     ]
     add_charts(trainer, "Early stopping", charts)
 

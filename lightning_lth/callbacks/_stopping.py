@@ -7,7 +7,7 @@ import warnings
 from typing import TYPE_CHECKING
 
 from lightning_lth.callbacks import _ranks, _strategies, _trainer
-from lightning_lth.callbacks._lightning import imported_lightning
+from lightning_lth.callbacks._lightning import imported_lightning, lightning_of
 from lightning_lth.stopping import (
     AnyOf,
     Criterion,
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from lightning.pytorch import Trainer
     from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
+
+    from lightning_lth.callbacks.early_stopping import EarlyStopping
 
 _REASONS = {
     StopReason.TARGET: "STOPPING_THRESHOLD",
@@ -82,9 +84,31 @@ def is_of_training(trainer: Trainer, monitor: str) -> bool:
     return any(monitor in (name, f"{name}_step", f"{name}_epoch") for name in names)
 
 
-def is_new(trainer: Trainer, monitor: str, *, has_validated: bool) -> bool:
+def is_new(trainer: Trainer, monitor: str, validated_step: int | None) -> bool:
     """When an epoch ends: whether the metric has been logged since it was last looked at."""
+    has_validated = validated_step is not None
     return has_validated or not trainer.enable_validation or is_of_training(trainer, monitor)
+
+
+def step_of(trainer: Trainer, monitor: str, validated_step: int | None) -> int:
+    """The step that the metric tells of: of the validation, or the present one."""
+    if validated_step is None or is_of_training(trainer, monitor):
+        return trainer.global_step
+    return validated_step
+
+
+def check_weights(trainer: Trainer, monitor: str, step: int) -> None:
+    """Refuse to keep weights of a later step than that of the validation.
+
+    Raises:
+        RuntimeError: If the epoch went on after it.
+    """
+    if step != trainer.global_step:
+        raise RuntimeError(
+            f"`restore_best=True` needs the weights of the validation, but {monitor!r} of step "
+            f"{step} is looked at in step {trainer.global_step}, when the epoch ends. Leave out "
+            f"`check_on_train_epoch_end`, or choose a `val_check_interval` that ends with epochs."
+        )
 
 
 def is_logged(trainer: Trainer, monitor: str, *, strict: bool) -> bool:
@@ -103,7 +127,7 @@ def is_logged(trainer: Trainer, monitor: str, *, strict: bool) -> bool:
     return has
 
 
-def observed(trainer: Trainer, monitor: str, train_loss: float | None) -> Validation:
+def observed(trainer: Trainer, monitor: str, step: int, train_loss: float | None) -> Validation:
     """The validation that has just ended, the same on every rank.
 
     Where ranks disagree on the monitored value, because it was logged without ``sync_dist``, their
@@ -115,11 +139,11 @@ def observed(trainer: Trainer, monitor: str, train_loss: float | None) -> Valida
     value, loss = _ranks.means(trainer, metrics[monitor], loss)
     train_loss = None if train_loss is None else loss
     metrics = {**_ranks.of_first(trainer, metrics), monitor: value}
-    return Validation(trainer.global_step, trainer.current_epoch, value, train_loss, metrics)
+    return Validation(step, trainer.current_epoch, value, train_loss, metrics)
 
 
-def refuse_sharded(trainer: Trainer) -> None:
-    """Refuse strategies under which no rank has whole weights.
+def refuse_restoring(trainer: Trainer, callback: EarlyStopping) -> None:
+    """Refuse strategies under which no rank has whole weights, and who else chooses the last ones.
 
     Raises:
         ValueError: With the reason.
@@ -129,6 +153,18 @@ def refuse_sharded(trainer: Trainer) -> None:
             f"`restore_best=True` cannot copy the shards of {type(trainer.strategy).__name__}. "
             f"Use DDP, or ModelCheckpoint(monitor=..., save_top_k=1) and load its file."
         )
+    of = lightning_of(trainer).callbacks
+    for other in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(other, (of.StochasticWeightAveraging, of.WeightAveraging)):
+            raise ValueError(
+                f"`restore_best=True` cannot work beside {type(other).__name__}: training ends "
+                f"with averaged weights, not with those of a validation. Use one of the two."
+            )
+        if other is not callback and isinstance(other, type(callback)) and other.restore_best:
+            raise ValueError(
+                f"`restore_best=True` cannot work beside another EarlyStopping of "
+                f"{other.monitor!r}: each would go back to other weights. Set it on one of the two."
+            )
 
 
 def read_best_weights(trainer: Trainer, path: Path) -> BestWeights | None:

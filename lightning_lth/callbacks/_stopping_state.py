@@ -32,7 +32,9 @@ class TrainLoss:
         if not isinstance(loss, torch.Tensor):
             return
         scale = trainer.accumulate_grad_batches  # by which Lightning has divided; 1 if manual
-        self._total = self._total + loss.detach().float() * scale
+        wide = torch.float32 if loss.is_mps else torch.float64  # MPS has no float64
+        # The mean: manual optimization may return a loss for each sample.
+        self._total = self._total + loss.detach().to(wide).mean() * scale
         self._num_batches += 1
 
     def mean(self) -> float | None:
@@ -53,7 +55,7 @@ class StoppingState:
         decision: Why the present round was stopped.
         train_loss: Since the last validation.
         best_weights: If they are kept in memory.
-        has_validated: Whether a validation ended since the metric was looked at.
+        validated_step: Of a validation that ended since the metric was looked at.
         has_ended: Whether the present training has come to its end; not kept.
     """
 
@@ -61,7 +63,7 @@ class StoppingState:
     decision: Stop | None = None
     train_loss: TrainLoss = field(default_factory=TrainLoss)
     best_weights: BestWeights | None = None
-    has_validated: bool = False
+    validated_step: int | None = None
     has_ended: bool = False
 
     def begin_training(self) -> None:
@@ -72,7 +74,7 @@ class StoppingState:
         """Record a validation; the next mean of the training loss starts after it."""
         self.rounds[-1].append(validation)
         self.train_loss = TrainLoss()
-        self.has_validated = False
+        self.validated_step = None
 
     def state_dict(self) -> dict[str, Any]:
         """Numbers, strings and tensors."""
@@ -82,7 +84,7 @@ class StoppingState:
             "decision": None if stop is None else [stop.reason.value, stop.message],
             "train_loss": self.train_loss.state_dict(),
             "best_weights": None if weights is None else weights.state_dict(),
-            "has_validated": self.has_validated,
+            "validated_step": self.validated_step,
         }
 
     @classmethod
@@ -94,5 +96,5 @@ class StoppingState:
             None if decision is None else Stop(StopReason(decision[0]), decision[1]),
             TrainLoss(**state["train_loss"]),
             None if weights is None else BestWeights(**weights),
-            state["has_validated"],
+            state["validated_step"],
         )

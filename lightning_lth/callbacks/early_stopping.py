@@ -170,7 +170,7 @@ class EarlyStopping(LightningEarlyStopping):
         if stage != "fit":
             return
         if self.restore_best:
-            _stopping.refuse_sharded(trainer)
+            _stopping.refuse_restoring(trainer, self)
         if _trainer.is_fresh_start(trainer):
             self._state = self._new_state()
 
@@ -205,7 +205,7 @@ class EarlyStopping(LightningEarlyStopping):
         """Look at a metric of the validation."""
         if not _stopping.is_fitting(trainer):
             return
-        self._state.has_validated = True
+        self._state.validated_step = trainer.global_step
         if not _stopping.looks_at_epoch_end(trainer, self.monitor, self.check_on_train_epoch_end):
             self._check(trainer)
 
@@ -215,7 +215,7 @@ class EarlyStopping(LightningEarlyStopping):
         if (
             _stopping.is_fitting(trainer)
             and _stopping.looks_at_epoch_end(trainer, self.monitor, self.check_on_train_epoch_end)
-            and _stopping.is_new(trainer, self.monitor, has_validated=self._state.has_validated)
+            and _stopping.is_new(trainer, self.monitor, self._state.validated_step)
         ):
             self._check(trainer)
 
@@ -250,7 +250,10 @@ class EarlyStopping(LightningEarlyStopping):
         if not _stopping.is_logged(trainer, self.monitor, strict=self.strict):
             return
         state = self._state
-        validation = _stopping.observed(trainer, self.monitor, state.train_loss.mean())
+        step = _stopping.step_of(trainer, self.monitor, state.validated_step)
+        if self.restore_best:
+            _stopping.check_weights(trainer, self.monitor, step)
+        validation = _stopping.observed(trainer, self.monitor, step, state.train_loss.mean())
         before = self.best
         state.add(validation)
         best = self.best

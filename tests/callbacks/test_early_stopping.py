@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_lth import EarlyStopping, IterativeMagnitudePruning
+from lightning_lth.callbacks._stopping_state import TrainLoss
 from lightning_lth.stopping import (
     AllOf,
     AnyOf,
@@ -129,6 +130,10 @@ def test_several_validations_in_an_epoch_and_one_look_at_its_end() -> None:
     fit(stopping, LOSSES, val_check_interval=3, max_epochs=2)
     assert values(stopping.validations) == [2.0, 2.0]  # the second and the fourth of LOSSES
     assert [one.step for one in stopping.validations] == [6, 12]
+    # Where epochs go on after their last validation, it is that one which counts.
+    fit(stopping, LOSSES, val_check_interval=4, max_epochs=3)
+    assert values(stopping.validations) == LOSSES[:3]
+    assert [(one.step, one.epoch) for one in stopping.validations] == [(4, 0), (10, 1), (16, 2)]
 
 
 def test_sanity_checks_and_validations_outside_of_fit_do_not_count() -> None:
@@ -240,6 +245,26 @@ def test_the_mean_training_loss_between_validations(
     fitter.fit(module, loader(), loader())
     assert len(record.validations) == 9
     assert [one.train_loss for one in record.validations] == pytest.approx(watcher.means)
+
+
+def test_losses_of_samples_count_by_their_mean() -> None:
+    class Module(Observed):
+        automatic_optimization = False
+
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Any:
+            loss = super().training_step(batch, batch_idx).detach()
+            return loss * torch.linspace(0, 2, 3 + batch_idx)  # as many samples, mean 1
+
+    record, watcher = EarlyStopping("val_loss", stop=False), Losses()
+    trainer(record, watcher, max_epochs=1).fit(Module(LOSSES), loader(), loader())
+    assert [one.train_loss for one in record.validations] == pytest.approx(watcher.means)
+
+
+def test_the_mean_of_many_training_losses_keeps_its_digits() -> None:
+    train_loss, fitter, loss = TrainLoss(), trainer(), torch.tensor(0.1)
+    for _ in range(10_000):  # summed in float32 it is 0.01 % off, of which Prechelt's P is full
+        train_loss.add(fitter, loss)
+    assert train_loss.mean() == pytest.approx(float(loss), rel=1e-9)
 
 
 def test_steps_without_a_loss_leave_no_mean() -> None:
@@ -462,7 +487,23 @@ def test_prechelts_quotient_on_the_training_losses() -> None:
         assert (stopping.decision is None) == (epochs == 9)
 
 
-def test_two_instances_with_metrics_of_their_own() -> None:
+def test_two_instances_with_metrics_of_their_own(tmp_path: Path) -> None:
+    class Module(Scripted):
+        def __init__(self) -> None:
+            super().__init__(LOSSES, f1=[0.3, 0.2, 0.4, 0.2])
+
+    first, second = EarlyStopping("val_loss"), EarlyStopping("f1", mode="max", stop=False)
+    logger = loggers.TensorBoardLogger(tmp_path)
+    fitter = trainer(first, second, logger=logger, max_epochs=4)
+    fitter.fit(Module(), loader(), loader())
+    charts = Board(logger.log_dir).charts()["Early stopping"]
+    assert charts["Step of the best validation"] == ["best/f1/step", "best/val_loss/step"]
+    board = Board(logger.log_dir)
+    assert board.values("best/f1/step") == [6, 6, 18, 18]
+    assert board.values("best/val_loss/step") == [6, 12, 12, 12]
+
+
+def test_one_of_two_instances_stops() -> None:
     class Module(Scripted):
         def __init__(self) -> None:
             super().__init__(LOSSES, f1=[0.1, 0.3, 0.2, 0.2])
@@ -573,10 +614,11 @@ def test_the_best_so_far_goes_to_the_loggers(tmp_path: Path) -> None:
     best = [3.0, 2.0, 2.0, 2.0, 1.0]
     assert scalars(logger.log_dir, "best/val_loss") == list(zip(steps, best, strict=True))
     best_steps = [6.0, 12.0, 12.0, 12.0, 30.0]
-    assert scalars(logger.log_dir, "best/step") == list(zip(steps, best_steps, strict=True))
+    found = scalars(logger.log_dir, "best/val_loss/step")
+    assert found == list(zip(steps, best_steps, strict=True))
     assert Board(logger.log_dir).charts()["Early stopping"] == {
         "Best val_loss": ["best/val_loss"],
-        "Step of the best validation": ["best/step"],
+        "Step of the best validation": ["best/val_loss/step"],
     }
 
 
@@ -587,7 +629,7 @@ def test_in_pruning_the_steps_of_the_loggers_go_on(tmp_path: Path) -> None:
         Scripted([3.0, 2.0, 5.0, 6.0]), loader(), loader()
     )  # rewinding takes the module's count of validations back, so that 3 and 2 come again
     steps = [(5, 6.0), (11, 12.0), (17, 6.0), (23, 12.0)]
-    assert scalars(logger.log_dir, "best/step") == steps
+    assert scalars(logger.log_dir, "best/val_loss/step") == steps
     expected = [(5, 3.0), (11, 2.0), (17, 3.0), (23, 2.0)]
     assert scalars(logger.log_dir, "best/val_loss") == expected
 

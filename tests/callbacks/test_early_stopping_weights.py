@@ -105,6 +105,33 @@ def test_a_training_without_a_best_validation_keeps_its_weights() -> None:
     assert_equal(tensors(module), copies.at[0, 12])
 
 
+def test_weights_of_another_step_than_the_validation_are_refused() -> None:
+    stopping = stopper(check_on_train_epoch_end=True)
+    message = r"'val_loss' of step 4 is looked at in step 6.*Leave out `check_on_train_epoch_end`"
+    with pytest.raises(RuntimeError, match=message):
+        run(stopping, val_check_interval=4)
+    module, _ = run(stopping, val_check_interval=3, max_epochs=4)
+    assert (stopping.best.step, int(module.num_batches)) == (18, 18)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (lambda: callbacks.EMAWeightAveraging(), "EMAWeightAveraging: training ends with averaged"),
+        (lambda: callbacks.StochasticWeightAveraging(0.1), "StochasticWeightAveraging: training"),
+        (
+            lambda: EarlyStopping("f1", mode="max", restore_best=True),
+            "another EarlyStopping of '(f1|val_loss)': each would go back to other weights",
+        ),
+    ],
+)
+def test_other_callbacks_that_choose_the_last_weights_are_refused(other: Any, message: str) -> None:
+    for order in (1, -1):
+        with pytest.raises(ValueError, match=r"`restore_best=True`.*" + message):
+            run(*[stopper(), EarlyStopping("acc", strict=False), other()][::order])
+    run(stopper(restore_best=False), EarlyStopping("num", strict=False), fast_dev_run=True)
+
+
 @pytest.mark.parametrize("error", [KeyError, KeyboardInterrupt])
 def test_after_an_exception_nothing_is_restored(error: type[BaseException], tmp_path: Path) -> None:
     class Failing(Buffered):
