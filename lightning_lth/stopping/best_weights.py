@@ -69,7 +69,18 @@ class BestWeights:
                 present[name].copy_(value)
 
     def save(self, path: Path) -> None:
-        """Write a safetensors file, whole or not at all."""
+        """Write a safetensors file, whole or not at all.
+
+        Raises:
+            IsADirectoryError: If ``path`` is a folder.
+            ValueError: If such a file cannot hold one of the tensors.
+        """
+        unfit = [name for name, value in self.tensors.items() if not _fits_file(value)]
+        if unfit:
+            raise ValueError(
+                f"A safetensors file cannot hold {unfit}: sparse, quantized, of complex128 or on "
+                f"the meta device. Leave out `best_weights_path`; memory and checkpoints can."
+            )
         tensors = {name: value.cpu().contiguous() for name, value in self.tensors.items()}
         description = json.dumps({"step": self.step, "value": self.value})
         write_file(path, tensors, description, kind=_KIND)
@@ -98,6 +109,11 @@ class BestWeights:
 def _tensors(module: Module) -> dict[str, Tensor]:
     """Parameters and buffers by name; tied ones once."""
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+def _fits_file(tensor: Tensor) -> bool:
+    is_dense = tensor.layout == torch.strided and not (tensor.is_meta or tensor.is_quantized)
+    return is_dense and tensor.dtype != torch.complex128
 
 
 def _parse(description: str) -> tuple[int, float]:

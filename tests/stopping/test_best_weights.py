@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -75,6 +76,21 @@ def test_from_a_file(tmp_path: Path) -> None:
     assert_same(tensors(module), before)
     assert (best.step, best.value) == (7, 0.1)
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["best.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "value", [torch.eye(2).to_sparse(), torch.ones(2, dtype=torch.complex128)], ids=["coo", "c128"]
+)
+def test_what_no_safetensors_file_holds_stays_in_memory(tmp_path: Path, value: Any) -> None:
+    module = nn.Linear(1, 1)
+    module.register_buffer("graph", value)
+    best = BestWeights.of(module, step=7, value=0.1)
+    value.mul_(2)
+    best.restore_(module)
+    assert torch.equal(module.graph.to_dense(), best.tensors["graph"].to_dense())
+    message = r"cannot hold \['graph'\]: sparse.*Leave out `best_weights_path`"
+    with pytest.raises(ValueError, match=message):
+        best.save(tmp_path / "best.safetensors")
 
 
 def test_a_new_best_replaces_the_file(tmp_path: Path) -> None:
