@@ -227,4 +227,8 @@ class LayerObserver:
 
 def _is_whole(layer: Module) -> bool:
     """Not if its parameters are spread over processes, which would all have to take part."""
-    return all(type(parameter) in (Tensor, Parameter) for parameter in layer.parameters())
+    # Private: set by FSDP, whose shards of flattened parameters look like any parameter.
+    if getattr(layer, "_is_fsdp_managed_module", False):
+        return False
+    # DeepSpeed leaves empty ones.
+    return all(type(p) in (Tensor, Parameter) and p.numel() > 0 for p in layer.parameters())

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed import HashStore
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_lth.layer_stats.findings import Finding, Thresholds
@@ -453,6 +455,33 @@ def test_parameters_that_are_spread_over_processes_are_left_alone() -> None:
     assert ("second", "gamma_abs") in numbers
     assert ("norm", "gamma_abs") not in numbers
     assert "layer_norm/norm/beta" not in observer.affine_parameters()
+    observer.release()
+
+
+@pytest.mark.filterwarnings("ignore:FSDP is switching to use")  # alone there is nothing to shard
+def test_parameters_that_fsdp_flattens_are_left_alone() -> None:
+    network = Net()
+    torch.distributed.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    try:
+        wrapped = FullyShardedDataParallel(network, device_id=torch.device("cpu"))
+        observer = LayerObserver(network)
+        numbers = train(observer, wrapped, inputs())
+        observer.release()
+    finally:
+        torch.distributed.destroy_process_group()
+    assert {("first", "drift_mean"), ("first", "values_per_channel")} <= numbers.keys()
+    assert not {statistic for _, statistic in numbers} & {"gamma_abs", "neg_beta", "dead"}
+    assert observer.affine_parameters() == {}
+
+
+def test_parameters_of_which_this_process_has_none_are_left_alone() -> None:
+    network = Net()
+    for layer in (network.second, network.norm):  # as DeepSpeed's third stage leaves them
+        layer.weight = nn.Parameter(torch.empty(0))
+    network.forward = lambda batch: network.first(batch).relu()
+    observer = LayerObserver(network)
+    numbers = train(observer, network, inputs())
+    assert {name for name, statistic in numbers if statistic == "neg_beta"} == {"first"}
     observer.release()
 
 
