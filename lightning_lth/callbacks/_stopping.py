@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from lightning.pytorch import Trainer
     from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
+    from lightning_lth.callbacks._stopping_state import Validated
     from lightning_lth.callbacks.early_stopping import EarlyStopping
 
 _REASONS = {
@@ -84,40 +85,25 @@ def is_of_training(trainer: Trainer, monitor: str) -> bool:
     return any(monitor in (name, f"{name}_step", f"{name}_epoch") for name in names)
 
 
-def is_new(trainer: Trainer, monitor: str, validated_step: int | None) -> bool:
+def validated(trainer: Trainer, monitor: str) -> Validated:
+    """Step and value of the validation that has just ended."""
+    value = trainer.callback_metrics.get(monitor)
+    return trainer.global_step, None if value is None else float(value)
+
+
+def is_new(trainer: Trainer, monitor: str, last: Validated | None) -> bool:
     """When an epoch ends: whether the metric has been logged since it was last looked at."""
-    has_validated = validated_step is not None
-    return has_validated or not trainer.enable_validation or is_of_training(trainer, monitor)
+    return last is not None or not trainer.enable_validation or is_of_training(trainer, monitor)
 
 
-def step_of(trainer: Trainer, monitor: str, validated_step: int | None) -> int:
-    """The step that the metric tells of: of the validation, or the present one."""
-    if validated_step is None or is_of_training(trainer, monitor):
-        return trainer.global_step
-    return validated_step
-
-
-def check_weights(trainer: Trainer, monitor: str, step: int) -> None:
-    """Refuse to keep weights of a later step than that of the validation.
-
-    Raises:
-        RuntimeError: If the epoch went on after it.
-    """
-    if step != trainer.global_step:
-        raise RuntimeError(
-            f"`restore_best=True` needs the weights of the validation, but {monitor!r} of step "
-            f"{step} is looked at in step {trainer.global_step}, when the epoch ends. Leave out "
-            f"`check_on_train_epoch_end`, or choose a `val_check_interval` that ends with epochs."
-        )
-
-
-def is_logged(trainer: Trainer, monitor: str, *, strict: bool) -> bool:
-    """Whether every rank has the metric.
+def is_logged(trainer: Trainer, monitor: str, last: Validated | None, *, strict: bool) -> bool:
+    """Whether every rank has the metric; where a fit resumes, of the validation before.
 
     Raises:
         RuntimeError: If it has not, and ``strict`` is set.
     """
-    has = _ranks.all_have(trainer, monitor)
+    own = monitor in trainer.callback_metrics or (last is not None and last[1] is not None)
+    has: bool = trainer.strategy.reduce_boolean_decision(own, all=True)
     if strict and not has:
         raise RuntimeError(
             f"`monitor={monitor!r}` is not available at epoch {trainer.current_epoch}. "
@@ -127,19 +113,40 @@ def is_logged(trainer: Trainer, monitor: str, *, strict: bool) -> bool:
     return has
 
 
-def observed(trainer: Trainer, monitor: str, step: int, train_loss: float | None) -> Validation:
-    """The validation that has just ended, the same on every rank.
+def observed(
+    trainer: Trainer, monitor: str, last: Validated | None, train_loss: float | None
+) -> Validation:
+    """The last validation, the same on every rank.
 
     Where ranks disagree on the monitored value, because it was logged without ``sync_dist``, their
     mean counts; the other metrics are those of rank 0.
     """
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     metrics.pop("round", None)
+    step = trainer.global_step
+    if last is not None and not is_of_training(trainer, monitor):
+        step, kept = last
+        metrics |= {} if kept is None else {monitor: kept}
     loss = math.nan if train_loss is None else train_loss
     value, loss = _ranks.means(trainer, metrics[monitor], loss)
     train_loss = None if train_loss is None else loss
     metrics = {**_ranks.of_first(trainer, metrics), monitor: value}
     return Validation(step, trainer.current_epoch, value, train_loss, metrics)
+
+
+def check_weights(trainer: Trainer, monitor: str, validation: Validation) -> None:
+    """Refuse to keep weights of a later step than that of the validation.
+
+    Raises:
+        RuntimeError: If the epoch went on after it.
+    """
+    if validation.step != trainer.global_step:
+        raise RuntimeError(
+            f"`restore_best=True` needs the weights of the validation, but {monitor!r} of step "
+            f"{validation.step} is looked at in step {trainer.global_step}, when the epoch ends. "
+            f"Leave out `check_on_train_epoch_end`, or choose a `val_check_interval` that ends "
+            f"with epochs."
+        )
 
 
 def refuse_restoring(trainer: Trainer, callback: EarlyStopping) -> None:

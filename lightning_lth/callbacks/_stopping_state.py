@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from lightning_lth.stopping.validations import Mode
 
 
+Validated = tuple[int, float | None]  # step; value, None where it was not logged
+
+
 @final
 class TrainLoss:
     """The mean training loss since the last validation; waits for the device only when read."""
@@ -55,7 +58,7 @@ class StoppingState:
         decision: Why the present round was stopped.
         train_loss: Since the last validation.
         best_weights: If they are kept in memory.
-        validated_step: Of a validation that ended since the metric was looked at.
+        validated: A validation that ended since the metric was looked at.
         has_ended: Whether the present training has come to its end; not kept.
     """
 
@@ -63,7 +66,7 @@ class StoppingState:
     decision: Stop | None = None
     train_loss: TrainLoss = field(default_factory=TrainLoss)
     best_weights: BestWeights | None = None
-    validated_step: int | None = None
+    validated: Validated | None = None
     has_ended: bool = False
 
     def begin_training(self) -> None:
@@ -74,7 +77,7 @@ class StoppingState:
         """Record a validation; the next mean of the training loss starts after it."""
         self.rounds[-1].append(validation)
         self.train_loss = TrainLoss()
-        self.validated_step = None
+        self.validated = None
 
     def state_dict(self) -> dict[str, Any]:
         """Numbers, strings and tensors."""
@@ -84,7 +87,7 @@ class StoppingState:
             "decision": None if stop is None else [stop.reason.value, stop.message],
             "train_loss": self.train_loss.state_dict(),
             "best_weights": None if weights is None else weights.state_dict(),
-            "validated_step": self.validated_step,
+            "validated": self.validated,
         }
 
     @classmethod
@@ -96,5 +99,5 @@ class StoppingState:
             None if decision is None else Stop(StopReason(decision[0]), decision[1]),
             TrainLoss(**state["train_loss"]),
             None if weights is None else BestWeights(**weights),
-            state["validated_step"],
+            state["validated"],
         )

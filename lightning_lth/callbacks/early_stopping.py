@@ -205,7 +205,7 @@ class EarlyStopping(LightningEarlyStopping):
         """Look at a metric of the validation."""
         if not _stopping.is_fitting(trainer):
             return
-        self._state.validated_step = trainer.global_step
+        self._state.validated = _stopping.validated(trainer, self.monitor)
         if not _stopping.looks_at_epoch_end(trainer, self.monitor, self.check_on_train_epoch_end):
             self._check(trainer)
 
@@ -215,7 +215,7 @@ class EarlyStopping(LightningEarlyStopping):
         if (
             _stopping.is_fitting(trainer)
             and _stopping.looks_at_epoch_end(trainer, self.monitor, self.check_on_train_epoch_end)
-            and _stopping.is_new(trainer, self.monitor, self._state.validated_step)
+            and _stopping.is_new(trainer, self.monitor, self._state.validated)
         ):
             self._check(trainer)
 
@@ -247,13 +247,12 @@ class EarlyStopping(LightningEarlyStopping):
             )
 
     def _check(self, trainer: Trainer) -> None:
-        if not _stopping.is_logged(trainer, self.monitor, strict=self.strict):
+        state, last = self._state, self._state.validated
+        if not _stopping.is_logged(trainer, self.monitor, last, strict=self.strict):
             return
-        state = self._state
-        step = _stopping.step_of(trainer, self.monitor, state.validated_step)
+        validation = _stopping.observed(trainer, self.monitor, last, state.train_loss.mean())
         if self.restore_best:
-            _stopping.check_weights(trainer, self.monitor, step)
-        validation = _stopping.observed(trainer, self.monitor, step, state.train_loss.mean())
+            _stopping.check_weights(trainer, self.monitor, validation)
         before = self.best
         state.add(validation)
         best = self.best

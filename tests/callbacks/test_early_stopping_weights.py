@@ -292,6 +292,22 @@ def test_a_round_that_was_over_is_resumed_with_its_best_weights(
     assert_equal(weights(resumed), weights(module))
 
 
+@pytest.mark.parametrize("interval", [1.0, 4])
+def test_a_validation_is_not_forgotten_before_the_epoch_ends(
+    interval: float, tmp_path: Path
+) -> None:
+    def once(*extra: pl.Callback, **others: Any) -> list[tuple[int, int, float]]:
+        record = EarlyStopping("val_loss", stop=False, check_on_train_epoch_end=True)
+        settings = {"max_epochs": 3, "val_check_interval": interval, **others}
+        run(record, *extra, module=Scripted(LOSSES), **settings)
+        return [(one.step, one.epoch, one.value) for one in record.validations]
+
+    saver = callbacks.ModelCheckpoint(tmp_path, save_on_train_epoch_end=False, save_top_k=-1)
+    expected = once(saver, enable_checkpointing=True)
+    for checkpoint in tmp_path.iterdir():  # each of a moment between validation and end of epoch
+        assert once(ckpt_path=checkpoint) == expected
+
+
 def stopped(tmp_path: Path, **settings: Any) -> tuple[EarlyStopping, Any, Path]:
     """A run with patience 2 that a ModelCheckpoint has seen stop."""
     saver = callbacks.ModelCheckpoint(tmp_path, save_last=True, save_top_k=-1)
