@@ -130,7 +130,7 @@ def test_the_shift_in_validation_is_that_of_the_definition(tmp_path: Path) -> No
     board = Board(tmp_path)
     layer = module.net[2]
     inputs = torch.cat([module.net[0](batch[0]) for batch in loader()])
-    ratio = (inputs.var(0, correction=0) + 1e-5) / (layer.running_var + 1e-5)
+    ratio = (inputs.var(0) + 1e-5) / (layer.running_var + 1e-5)
     expected = float(torch.maximum(ratio, 1 / ratio).detach().mean())
     assert board.steps(f"{BN}train_eval_shift") == [5]  # as Lightning: the step before it
     assert board.values(f"{BN}train_eval_shift") == pytest.approx([expected], rel=1e-4)
@@ -338,14 +338,14 @@ def test_dropout_before_batch_norm_is_told_once() -> None:
 
 
 def test_without_dropout_there_is_no_shift() -> None:
-    """The running variance is of batches of all 48 samples: 48/47 of what validation sees."""
+    """Training and validation see the same 48 samples, both in unbiased variances."""
     watch = monitor()
     with warnings.catch_warnings():
         warnings.filterwarnings("error")
         warnings.filterwarnings("ignore", ".*is evaluated after|.*bottleneck|.*LeafSpec")
         whole = DataLoader(data(), batch_size=48)
         fit(watch, module=WithDropout(0.0), max_epochs=80, train=whole)
-    assert watch.table.latest["net.1"]["train_eval_shift"] == pytest.approx(1.02, abs=0.005)
+    assert watch.table.latest["net.1"]["train_eval_shift"] == pytest.approx(1, abs=1e-3)
     assert findings(watch) == [("NOT_WARMED_UP", "net.1")]
 
 
