@@ -36,7 +36,7 @@ def check_mode(mode: str, monitor: str | None) -> None:
     check_choice("mode", mode, ("min", "max"))
     if mode != "min" and monitor is None:
         raise ValueError(
-            f"`mode` is for `monitor`, which is not given, got {mode!r}. Name the metric, too; that "
+            f"`mode` is for `monitor`, which is not given, got {mode!r}. Name the metric, too; one "
             "of EarlyStopping or ModelCheckpoint has its mode from there."
         )
 
