@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -52,22 +53,23 @@ def test_the_logger_hears_nothing() -> None:
 
 
 class Noisy(Dataset[Any]):
-    """Draws from a generator of its own."""
+    """Draws from a generator of its own, and tells what; its attributes would go back, too."""
 
-    def __init__(self) -> None:
+    def __init__(self, tell: Callable[[float], None]) -> None:
         self.generator = np.random.default_rng(0)
-        self.drawn: list[float] = []
+        self.tell = tell
 
     def __len__(self) -> int:
         return 16
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        self.drawn.append(float(self.generator.random()))
-        return torch.full((6,), self.drawn[-1]), 0
+        self.tell(value := float(self.generator.random()))
+        return torch.full((6,), value), 0
 
 
 def test_generators_of_the_data_set_go_back() -> None:
-    noisy = Noisy()
-    train = DataLoader(noisy, batch_size=8)
+    drawn: list[float] = []
+    train = DataLoader(Noisy(drawn.append), batch_size=8)
     trainer(Initializer(seed=0), max_epochs=1).fit(Classifier(), train, loader())
-    assert noisy.drawn[:8] == noisy.drawn[8:16]  # the example, and the first batch
+    assert len(drawn) == 24
+    assert drawn[:8] == drawn[8:16]  # the example, and the first batch
