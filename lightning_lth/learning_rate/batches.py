@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+import sys
 import types
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -26,6 +27,8 @@ _LEAVES = (
     *(str, bytes, int, float, complex, type(None), type, torch.Tensor, np.ndarray),
     *(types.FunctionType, types.BuiltinFunctionType, types.ModuleType),
 )
+# Loggers, locks, queues and files have a state, and it is not that of the data.
+_NOT_OF_DATA = sys.stdlib_module_names - {"builtins", "collections", "functools", "random", "types"}
 
 
 def endless(loader: Iterable[Batch]) -> Generator[Batch, None, None]:
@@ -202,10 +205,15 @@ def _parts(loader: object) -> list[Any]:
     waiting: deque[Any] = deque([loader])
     while waiting and len(parts) < MAX_PARTS:
         part = waiting.popleft()
-        if id(part) not in parts and not isinstance(part, _LEAVES):
+        if id(part) not in parts and not _is_leaf(part):
             parts[id(part)] = part
             waiting += _contents(part)
     return list(parts.values())
+
+
+def _is_leaf(part: object) -> bool:
+    library = type(part).__module__.partition(".")[0]
+    return isinstance(part, _LEAVES) or library in _NOT_OF_DATA
 
 
 def _contents(part: Any) -> list[Any]:

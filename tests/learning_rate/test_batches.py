@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import logging
 import random
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -225,3 +227,27 @@ def test_counters_orders_and_transforms_are_as_before() -> None:
         inside = [next(batches).tolist() for _ in range(6)]
     batches = endless(loader)
     assert [next(batches).tolist() for _ in range(6)] == inside
+
+
+def test_what_is_not_of_the_data_stays() -> None:
+    """A logger leads to all others, and those of modules that are imported late are new."""
+
+    class Logged:
+        def __init__(self) -> None:
+            self.logger = logging.getLogger("tests.logged")
+            self.lock = threading.Semaphore(2)
+
+        def __len__(self) -> int:
+            return 4
+
+        def __getitem__(self, index: int) -> int:
+            self.lock.acquire()
+            late.append(logging.getLogger("tests.late"))
+            return index
+
+    late: list[logging.Logger] = []
+    loader = DataLoader(dataset := Logged(), batch_size=2)  # type: ignore[arg-type]
+    with undone(nn.Linear(1, 1), extra=stateful_in(loader)):
+        next(iter(loader))
+    assert logging.getLogger("tests.late") is late[0]
+    assert not dataset.lock.acquire(blocking=False)
