@@ -1,7 +1,7 @@
 """Writes what our studies found into ``docs/pages/replication.md``.
 
 Run:
-    python docs/replication_tables.py                     # tables anew from docs/data
+    python docs/replication_tables.py                     # tables and figures anew from docs/data
     python docs/replication_tables.py results/lenet_mnist # first copy the tables of that study
 """
 
@@ -13,14 +13,16 @@ import sys
 from pathlib import Path
 
 import pandas as pd  # type: ignore[import-untyped]
+from matplotlib import rc_context
 
-from lightning_lth.study import load_study
+from lightning_lth.study import load_study, plots
 from lightning_lth.study.conclusion import conclude
 from lightning_lth.study.judgments import judge
+from lightning_lth.study.results import Results
 
 DOCS = Path(__file__).parent
 DATA, PAGES = DOCS / "data", DOCS / "pages"
-FIGURES = ("early_stop_step", "early_stop_test_accuracy")
+FIGURE = re.compile(r"\(images/(lenet_\w+?)_(early_stop_\w+)\.svg\)")
 BLOCK = re.compile(r"(<!-- (claims|trainings): (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 COLUMNS = {
     "early_stop_step": ("early-stop iteration", "{:,.0f}"),
@@ -30,17 +32,24 @@ COLUMNS = {
 
 
 def copy_results(folder: Path) -> None:
-    """Keep the table of trainings, the config and the figures that the page shows beside it."""
-    report = conclude(folder).report.parent
+    """Keep the table of trainings and the config."""
+    conclude(folder)
     target = DATA / folder.name
     target.mkdir(parents=True, exist_ok=True)
     shutil.copy(folder / "rounds.csv", target)
     shutil.copy(folder / "study.yaml", target)
-    shown = (PAGES / "replication.md").read_text()
-    for measure in FIGURES:
-        name = f"{folder.name}_{measure}.svg"
-        if f"(images/{name})" in shown:
-            shutil.copy(report / "figures" / f"{measure}.svg", PAGES / "images" / name)
+
+
+def draw_figures() -> None:
+    """Draw those that the page shows, as they are in the reports."""
+    none = pd.DataFrame()
+    for name, measure in FIGURE.findall((PAGES / "replication.md").read_text()):
+        rounds = pd.read_csv(DATA / name / "rounds.csv")
+        results = Results(name, rounds, none, none, none, config="", environments=(), command="")
+        with rc_context({"svg.hashsalt": "lightning_lth", "svg.fonttype": "path"}):
+            plots.against_density(results, measure).savefig(
+                PAGES / "images" / f"{name}_{measure}.svg", metadata={"Date": None}
+            )
 
 
 def page() -> str:
@@ -86,4 +95,5 @@ def _cell(values: pd.Series, text: str) -> str:
 if __name__ == "__main__":
     for argument in sys.argv[1:]:
         copy_results(Path(argument))
+    draw_figures()
     (PAGES / "replication.md").write_text(page())
