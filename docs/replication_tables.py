@@ -40,10 +40,15 @@ def copy_results(folder: Path) -> None:
     shutil.copy(folder / "study.yaml", target)
 
 
+def shown_figures() -> list[tuple[str, str]]:
+    """Study and measure of each figure on the page."""
+    return FIGURE.findall((PAGES / "replication.md").read_text())
+
+
 def draw_figures() -> None:
     """Draw those that the page shows, as they are in the reports."""
     none = pd.DataFrame()
-    for name, measure in FIGURE.findall((PAGES / "replication.md").read_text()):
+    for name, measure in shown_figures():
         rounds = pd.read_csv(DATA / name / "rounds.csv")
         results = Results(name, rounds, none, none, none, config="", environments=(), command="")
         with rc_context({"svg.hashsalt": "lightning_lth", "svg.fonttype": "path"}):
