@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import datetime
 import platform
+import re
 import shlex
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import torch
 
@@ -19,7 +21,7 @@ def describe_session() -> dict[str, str]:
 
     Examples:
         >>> sorted(describe_session())[:4]
-        ['command', 'cpus', 'git_commit', 'git_is_clean']
+        ['command', 'cpu', 'cpu_threads', 'git_commit']
     """
     return {
         "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -27,7 +29,8 @@ def describe_session() -> dict[str, str]:
         "python": platform.python_version(),
         **{name: _version(name) for name in _PACKAGES},
         "system": platform.platform(),
-        "cpus": f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}",
+        "cpu": _cpu(),
+        "cpu_threads": str(torch.get_num_threads()),
         "gpus": _gpus(),
         "git_commit": _git("rev-parse", "HEAD"),
         "git_is_clean": _is_clean(),
@@ -39,6 +42,22 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "not installed"
+
+
+def _cpu() -> str:
+    """Which kind: sums of floats come out otherwise on another, even if its name is the same."""
+    return f"{_cpu_name()}, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def _cpu_name() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    facts = dict(re.findall(r"^(model name|cpu family|model)\s*: (.*)$", text, re.MULTILINE))
+    if len(facts) < 3:  # not Linux, or not x86
+        return platform.processor() or platform.machine()
+    return "{model name} (family {cpu family}, model {model})".format_map(facts)
 
 
 def _gpus() -> str:

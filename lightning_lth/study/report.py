@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Final
@@ -40,6 +40,7 @@ _RESULT_FILES: Final = {
     **{f"{name}{kind}": what for name, what in _TABLES.items() for kind in (".csv", ".parquet")},
     "trials/": "the same tables for one job each, tickets, TensorBoard events",
 }
+_DECIDE_NUMBERS = ("cpu", "gpus", "torch", "lightning", "lightning-lth", "numpy")
 _REPORT_FILES: Final = {
     "claims.csv": "the claims with all numbers behind the verdicts",
     "summary.csv": "all measures by arm and round, as in the tables",
@@ -214,12 +215,25 @@ def _reproduction(results: Results) -> Iterator[str]:
             "the commit alone does not give the code that ran."
         )
         yield page.element("p", text, css="warning")
+    if differing := _differences_that_count(sessions):
+        text = (
+            f"The sessions differ in: {', '.join(differing)}. One training may have other numbers "
+            "in each of them; for a strict comparison of arms, run all of them in one place."
+        )
+        yield page.element("p", text, css="warning")
     if sessions:
         yield page.element("h3", "Where it ran")
         columns = [{k.replace("_", " "): v for k, v in one.items()} for one in sessions]
         yield page.sessions(columns)
     yield page.element("h3", "Configuration")
     yield page.element("pre", results.config)
+
+
+def _differences_that_count(sessions: Sequence[Mapping[str, str]]) -> list[str]:
+    """What sums of floats depend on, and is not the same in all sessions."""
+    return [
+        name for name in _DECIDE_NUMBERS if len({one[name] for one in sessions if name in one}) > 1
+    ]
 
 
 def _files(folder: Path) -> Iterator[str]:

@@ -285,6 +285,16 @@ def test_one_session_in_a_clean_tree(tmp_path: Path) -> None:
     assert "in all sessions" not in page.source
 
 
+def test_sessions_whose_numbers_may_differ_are_told(tmp_path: Path) -> None:
+    zen4 = {"cpu": "AMD EPYC (family 25, model 17), AVX512", "torch": "2.14.1", "command": "first"}
+    zen5 = {**zen4, "cpu": "AMD EPYC (family 26, model 2), AVX512", "command": "second"}
+    warning = "The sessions differ in: {}. One training may have other numbers"
+    page = report(results(environments=[zen4, {**zen5, "torch": "2.15.0"}]), tmp_path)
+    assert any(text.startswith(warning.format("cpu, torch")) for text in page.text("p"))
+    page = report(results(environments=[zen4, {**zen4, "command": "second"}]), tmp_path)
+    assert "The sessions differ" not in page.source
+
+
 def test_one_trial_claims_nothing(tmp_path: Path) -> None:
     page = report(results({("a", 7, 0, 0): 1200.0}), tmp_path)
     assert page.text("p")[0] == "1 trial (seed 7) · 1 arm · 1 round · 1 training"
