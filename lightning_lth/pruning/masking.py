@@ -152,9 +152,7 @@ class MaskKeeper:
         return bool(((weight != 0) & (factor == 0) & weight.isfinite()).any())
 
     def _gradient_hook(self, name: str) -> Callable[[Tensor], None]:
-        factors = (
-            self._factors
-        )  # the hot path of every training step: no look-up that can be spared
+        factors = self._factors  # no look-up that can be spared: this runs in every step
         if is_distributed(self._parameters[name]):
             return lambda parameter: self._mask_gradient(name)
 
