@@ -58,6 +58,17 @@ def test_an_unknown_config_names_the_shipped_ones() -> None:
         FileNotFoundError, match=r"Did you mean 'lenet_mnist'.*Shipped: conv2_cifar"
     ):
         find_config("lenet_mnst")
+    with pytest.raises(FileNotFoundError, match=r"No config file 'qqqq'. Shipped: conv2_cifar10"):
+        find_config("qqqq")
+
+
+def test_a_config_says_the_least() -> None:
+    """What it leaves out is as the API reference says."""
+    study = load_study(tiny.config(pruning={"rounds": 1}))
+    assert (study.threads, study.claims) == (1, [])
+    assert (study.measures.monitor, study.measures.mode) == ("val_loss", "min")
+    assert study.pruning == Ladder(rounds=1, fraction=0.2, scope="global", rewind_step=0)
+    assert study.settings["trainer"]["num_sanity_val_steps"] == 0
 
 
 def test_changes_reach_model_data_and_trainer_of_one_arm() -> None:
