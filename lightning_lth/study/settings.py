@@ -151,7 +151,6 @@ def parse_study(config: Mapping[str, Any], *, source: Path | None = None) -> Stu
 
 def parse_namespace(parsed: Namespace) -> Study:
     """A study from the options of the command line."""
-    parsed.pop("config", None)
     return parse_study(yaml.safe_load(_parser_that_raises().dump(parsed, skip_unset=False)))
 
 

@@ -57,6 +57,12 @@ ARMS = {
         "init_args": {"method": "magnitude", "scope": "layer", "rounds": [2]},
     },
     "late": tiny.iterative(rewind_step=4, rounds=1),
+    "late_again": tiny.control(of="late", rounds=[1]),
+    "late_shuffled": tiny.control(of="late", masks="shuffled", rounds=[1]),
+    "late_one_shot": {"class_path": "OneShot", "init_args": {"of": "late", "rounds": [1]}},
+    "late_to_five_classes": tiny.control(
+        of="late", rounds=[1], changes={"model": {"init_args": {"classes": 5}}}
+    ),
     "fine_tuned": tiny.iterative(rewind="none", rounds=1),
     "rate_rewound": tiny.iterative(rewind="learning_rate", rounds=1),
     "movement": tiny.iterative(criterion="lightning_lth.pruning.criteria.movement", rounds=1),
@@ -201,6 +207,20 @@ def test_a_ticket_moves_to_another_task(folder: Path) -> None:
     kept = source.masks["hidden.weight"]
     assert torch.equal(moved.weights["hidden.weight"][kept], source.weights["hidden.weight"][kept])
     assert moved.weights["output.weight"].shape == (3, 16)
+
+
+def test_what_starts_from_a_late_ticket_has_its_weights(folder: Path) -> None:
+    """Those of step 4; at step 0 the model's own would be the same."""
+    late, initial = ticket(folder, "late", round=1), ticket(folder, "winning_ticket", round=0)
+    assert not any(torch.equal(late.weights[name], initial.weights[name]) for name in late.weights)
+    again, shuffled, one_shot, moved = (
+        ticket(folder, f"late_{arm}", round=1)
+        for arm in ("again", "shuffled", "one_shot", "to_five_classes")
+    )
+    assert again.masks == one_shot.masks == late.masks != shuffled.masks
+    assert all(is_same(one, late) for one in (again, shuffled, one_shot))
+    for name in ("hidden.weight", "hidden.bias"):
+        assert torch.equal(moved.weights[name], late.weights[name])
 
 
 def _trial(folder: Path, job: Job, **arms: object) -> Trial:

@@ -72,6 +72,7 @@ class Data(LightningDataModule):
         self.noise = noise
 
     def setup(self, stage: str) -> None:
+        assert stage in ("fit", "validate", "test")
         generator = torch.Generator().manual_seed(0)
         inputs = torch.randn(96, 6, generator=generator)
         labels = (inputs @ torch.randn(6, 3, generator=generator)).argmax(1)
