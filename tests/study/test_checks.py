@@ -71,6 +71,14 @@ def test_a_config_that_is_wrong_is_refused(changes: dict[str, Any], message: str
         load_study(tiny.config(**changes))
 
 
+@pytest.mark.parametrize("key", ["model", "arms", "seeds", "pruning"])
+def test_a_config_without_something_needed_is_refused(key: str) -> None:
+    config = tiny.config()
+    del config[key]
+    with pytest.raises(ValueError, match=f"The config is not valid.* are required: {key}"):
+        load_study(config)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
