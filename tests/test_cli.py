@@ -68,14 +68,14 @@ def test_a_study_is_run_reported_and_run_no_second_time_and_its_tickets_looked_a
     other = write_config(tmp_path / "other.yaml", model=model)
     moved = tmp_path / "moved.safetensors"
     drawn = []
-    for seed in ("3", "0"):
-        main(["ticket", "transfer", str(file), str(other), "--out", str(moved), "--seed", seed])
+    for seed in (["--seed", "3"], ["--seed", "0"], []):  # the last two are the same
+        main(["ticket", "transfer", str(file), str(other), "--out", str(moved), *seed])
         shown = capsys.readouterr().out
         assert "output.weight" in shown
         assert f"\nWritten: {moved}\n" in shown
         ticket = Ticket.load(moved)
         drawn.append(ticket.weights["output.weight"])
-    assert not torch.equal(*drawn)
+    assert [torch.equal(drawn[0], drawn[1]), torch.equal(drawn[1], drawn[2])] == [False, True]
     assert ticket.masks.remaining() == {"hidden.weight": 24}
     assert ticket.weights["output.weight"].shape == (7, 16)
 
@@ -138,6 +138,26 @@ def test_print_config_gives_a_config(config: Path, capsys: pytest.CaptureFixture
 def test_errors_are_one_line(arguments: list[str], message: str) -> None:
     with pytest.raises(SystemExit, match=f"error: .*{message}"):
         main(arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "one of {study,ticket,demo}, but it was not provided"),
+        (["study"], "one of {run,report}, but it was not provided"),
+        (["ticket"], "one of {show,transfer}, but it was not provided"),
+        (["study", "report"], "required: study.report.dir"),
+        (["ticket", "show"], "required: ticket.show.file"),
+        (["ticket", "transfer", "a.safetensors", "digits"], "required: ticket.transfer.out"),
+    ],
+)
+def test_what_is_missing_is_named(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
 
 
 def test_a_typo_in_a_config_is_refused_before_training(config: Path, tmp_path: Path) -> None:

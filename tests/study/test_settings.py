@@ -89,6 +89,13 @@ def test_another_class_takes_no_arguments_over() -> None:
     assert base == {"data": {"class_path": "a.B", "init_args": {"x": 1}}}
 
 
+def test_the_same_class_keeps_the_arguments_that_are_not_changed() -> None:
+    base = {"data": {"class_path": "a.B", "init_args": {"x": 1, "y": 2}}}
+    changed = with_changes(base, {"data": {"class_path": "a.B", "init_args": {"y": 3}}})
+    assert changed == {"data": {"class_path": "a.B", "init_args": {"x": 1, "y": 3}}}
+    assert with_changes(base, {"data": None}) == {"data": None}
+
+
 def test_fingerprints_depend_on_what_results_depend_on() -> None:
     arms = {"winning_ticket": tiny.iterative(), "reinit": tiny.control(weights="reinitialized")}
     study = load_study(tiny.config(arms=arms))

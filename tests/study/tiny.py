@@ -7,9 +7,12 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.profilers import SimpleProfiler
 from torch import Tensor, distributed, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+
+from lightning_lth.study.surroundings import NoProfiler
 
 
 class Net(LightningModule):
@@ -40,12 +43,14 @@ class Net(LightningModule):
 
 
 class LogsSurroundings(Net):
-    """Logs how many threads torch uses, and whether GPUs are hidden."""
+    """Logs how many threads torch uses, and whether GPUs are hidden and steps are timed."""
 
     def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
         super().validation_step(batch, batch_idx)
         self.log("num_threads", float(torch.get_num_threads()))
         self.log("hides_gpus", float(os.environ.get("CUDA_VISIBLE_DEVICES") == ""))
+        self.log("is_timed", float(isinstance(self.trainer.profiler, SimpleProfiler)))
+        self.log("has_profiler", float(not isinstance(self.trainer.profiler, NoProfiler)))
 
 
 class TalksToItsLogger(Net):
