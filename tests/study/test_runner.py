@@ -18,6 +18,7 @@ from distributed import Client, LocalCluster
 from lightning_lth import Ticket
 from lightning_lth.study import Study, load_study, run_study
 from lightning_lth.study.jobs import all_jobs
+from lightning_lth.study.progress import StudyProgress
 from lightning_lth.study.recorder import MEASURES
 from lightning_lth.study.statistics import KEYS
 from tests.contents import contents
@@ -303,6 +304,9 @@ def test_a_killed_study_goes_on_to_the_same_bytes(
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         run_study(study, tmp_path)
     assert not flag.exists()
+    done, running = StudyProgress(study, all_jobs(study), tmp_path).done()
+    assert 0 < done < 3  # as the trial has noted, every two seconds
+    assert running.startswith("winning_ticket/0 round ")
     run_study(study, tmp_path)
     assert _files(tmp_path) == whole
 
