@@ -154,7 +154,9 @@ def write_(layer: Module, attribute: str, values: Tensor) -> str:
     restore_ = saved_weights(layer)
     try:
         note = _write_behind_(layer, attribute, values)
-    except NotImplementedError as error:  # as right inverses of torch's orthogonal may say
+    except NotImplementedError as error:
+        # Only its right inverse knows that it has none: torch's orthogonal (not Householder's),
+        # with `use_trivialization=False`, or a parametrization of the user's.
         restore_()
         return Refused(error)
     if bool(effective(layer, attribute).isfinite().all()):

@@ -40,12 +40,12 @@ _RESULT_FILES: Final = {
     **{f"{name}{kind}": what for name, what in _TABLES.items() for kind in (".csv", ".parquet")},
     "trials/": "the same tables for one job each, tickets, TensorBoard events",
 }
-_DECIDE_NUMBERS = ("cpu", "gpus", "torch", "lightning", "lightning-lth", "numpy")
 _REPORT_FILES: Final = {
     "claims.csv": "the claims with all numbers behind the verdicts",
     "summary.csv": "all measures by arm and round, as in the tables",
     "figures/": "the figures as PNG and SVG",
 }
+_DECIDE_NUMBERS: Final = ("cpu", "gpus", "torch", "lightning", "lightning-lth", "numpy")
 
 
 def write_report(results: Results, judgments: Sequence[Judgment], folder: Path) -> Path:

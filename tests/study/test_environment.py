@@ -35,8 +35,9 @@ def test_the_commit_is_that_of_the_working_folder(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert describe_session()["git_commit"] == "unknown"
-    author = ("-c", "user.name=A", "-c", "user.email=a@example.org")
-    for command in (("init", "-q"), (*author, "commit", "-q", "--allow-empty", "-m", "first")):
+    own = ("user.name=A", "user.email=a@example.org", "commit.gpgsign=false")
+    settings = [part for setting in own for part in ("-c", setting)]
+    for command in (("init", "-q"), (*settings, "commit", "-q", "--allow-empty", "-m", "first")):
         subprocess.run(["git", *command], check=True)
     head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
     session = describe_session()
